@@ -1,0 +1,1 @@
+"""Rows, token shards, training instances and batches."""

@@ -1,0 +1,68 @@
+"""A batch of packed sequences, and the order in which an epoch's samples come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bert.data.draws import permutation
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Batch:
+    """B sequences packed into T tokens, and what the objective wants of them.
+
+    Arrays: ``input_ids``, ``token_type_ids``, ``position_ids`` [T]; ``lengths`` [B];
+    ``samples`` [B], the number of each sample in its data set; ``targets`` by name.
+    """
+
+    input_ids: Ints
+    token_type_ids: Ints
+    lengths: Ints
+    samples: Ints
+    epoch: int = 0
+    targets: dict[str, Ints] = field(default_factory=dict)
+
+    @property
+    def position_ids(self) -> Ints:
+        """[T], counted from 0 in every sequence."""
+        return ranges(np.zeros_like(self.lengths), self.lengths)
+
+
+def ranges(starts: Ints, lengths: Ints) -> Ints:
+    """``start, start + 1, ...`` for each start and length, one after the other."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def pack_sequences(
+    input_ids: Sequence[Sequence[int]],
+    token_type_ids: Sequence[Sequence[int]],
+    samples: Sequence[int] | Ints,
+    **targets: Sequence[int],
+) -> Batch:
+    """A batch of encoded texts, one target of each name for every text."""
+    return Batch(
+        np.concatenate([np.asarray(ids, dtype=np.int64) for ids in input_ids]),
+        np.concatenate([np.asarray(types, dtype=np.int64) for types in token_type_ids]),
+        np.array([len(ids) for ids in input_ids], dtype=np.int64),
+        np.asarray(samples, dtype=np.int64),
+        targets={name: np.asarray(value, dtype=np.int64) for name, value in targets.items()},
+    )
+
+
+def step_samples(step: int, count: int, batch_size: int, seed: int) -> tuple[int, Ints]:
+    """Which samples optimiser step ``step`` (from 0) trains on: (epoch, sample numbers).
+
+    Every epoch takes each of ``count`` samples once, in an order of its own; its last batch
+    may be smaller.
+    """
+    epoch, index = divmod(step, -(-count // batch_size))
+    order = permutation(count, seed, epoch)
+    return epoch, order[index * batch_size : (index + 1) * batch_size]

@@ -1,0 +1,274 @@
+"""Rows of text and labels: which columns, which labels, what was left out and why."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert.data.draws import uniform
+from bert.errors import DataError, UsageError
+from bert.text.files import columns, rows
+from bert.text.tokenizer import Texts
+
+# Columns taken for text when none is named, in this order.
+TEXT_COLUMNS = (
+    ("text",),
+    ("sentence",),
+    ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+)
+LABEL_COLUMN = "label"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text or pair of texts, its label if it has one, and the file and row it came from."""
+
+    texts: Texts
+    label: str | None
+    where: str
+
+
+@dataclass
+class DataReport:
+    """What was read and what became of it.
+
+    Args:
+        rows: rows read.
+        dropped: reason -> rows left out, as file:row, the first hundred of each.
+        dropped_counts: reason -> how many.
+        labels: label -> kept rows.
+        duplicates: kept rows whose text and label appeared before.
+        contradictions: kept rows whose text appeared before with another label.
+        characters: length of each kept text.
+    """
+
+    rows: int = 0
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    dropped_counts: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    contradictions: int = 0
+    characters: list[int] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON; lengths in characters."""
+        lengths = np.array(self.characters or [0])
+        return {
+            "rows": self.rows,
+            "kept": sum(self.labels.values()),
+            "dropped": {
+                reason: {"rows": self.dropped_counts[reason], "first": where}
+                for reason, where in self.dropped.items()
+            },
+            "labels": dict(self.labels.most_common()),
+            "duplicates": self.duplicates,
+            "contradictions": self.contradictions,
+            "characters": {
+                "median": float(np.median(lengths)),
+                "95%": float(np.percentile(lengths, 95)),
+                "longest": int(lengths.max()),
+            },
+        }
+
+
+def choose_columns(
+    path: Path, text: Sequence[str], label: str | None, *, labelled: bool
+) -> tuple[tuple[str, ...], str | None]:
+    """The columns of texts (one or two) and of labels.
+
+    Args:
+        path: the file.
+        text: the names given for text; empty for the usual ones.
+        label: the name given for labels, or None for ``label``.
+        labelled: whether labels are needed.
+
+    Raises:
+        DataError: the file has no such columns; the message names those it has.
+        UsageError: more than two text columns are named.
+    """
+    there = columns(path)
+    if len(text) > 2:
+        raise UsageError("A row has one text or two.", fix="give --text once or twice")
+    listed = ", ".join(there)
+    for name in [*text, *([label] if label and labelled else [])]:
+        if name not in there:
+            option = "--label" if name == label and name not in text else "--text"
+            raise DataError(
+                f"There is no column {name!r}; the columns are {listed}.",
+                where=str(path),
+                fix=f"{option} {there[0]}" if len(there) == 1 else f"{option} with one of those",
+            )
+    if labelled and label is None:
+        if LABEL_COLUMN not in there:
+            raise DataError(
+                f"There is no column {LABEL_COLUMN!r}; the columns are {listed}.",
+                where=str(path),
+                fix="name the column of labels: --label COLUMN",
+            )
+        label = LABEL_COLUMN
+    if not text:
+        for usual in TEXT_COLUMNS:
+            if all(name in there for name in usual):
+                text = usual
+                break
+        else:
+            raise DataError(
+                f"No column is called text; the columns are {listed}.",
+                where=str(path),
+                fix="name the column of texts: --text COLUMN (twice for pairs)",
+            )
+    return tuple(text), label
+
+
+def read_examples(
+    path: Path, text: Sequence[str], label: str | None, *, labelled: bool
+) -> Iterator[Example]:
+    """The rows of a file as examples, one by one, labels as text.
+
+    Raises:
+        DataError: the file or a row cannot be read; the message names the row.
+    """
+    text, label = choose_columns(path, text, label, labelled=labelled)
+    found = False
+    for row in rows(path):
+        found = True
+        texts = tuple(_text(row.values.get(name), name, row.where) for name in text)
+        yield Example(
+            texts[0] if len(texts) == 1 else (texts[0], texts[1]),
+            _label(row.values.get(label), row.where) if labelled and label else None,
+            row.where,
+        )
+    if not found:
+        raise DataError("The file has no rows.", where=str(path), fix="give a file with rows")
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(
+            f"Column {name!r} holds {value!r}, which is not text.",
+            where=where,
+            fix="name the column of texts: --text COLUMN",
+        )
+    return value
+
+
+def _label(value: Any, where: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"The label is {value!r}, not a single name or number.",
+            where=where,
+            fix="give one label a row",
+        )
+    return str(value)
+
+
+def training_examples(
+    path: Path, text: Sequence[str], label: str | None
+) -> tuple[list[Example], DataReport]:
+    """All examples to learn from or to measure on; rows without text or label are left out.
+
+    Raises:
+        DataError: the file cannot be read, or nothing is left.
+    """
+    report = DataReport()
+    kept: list[Example] = []
+    seen: dict[bytes, str] = {}
+    for example in read_examples(path, text, label, labelled=True):
+        report.rows += 1
+        parts = [example.texts] if isinstance(example.texts, str) else example.texts
+        reason = None
+        if not any(part.strip() for part in parts):
+            reason = "no text"
+        elif example.label is None:
+            reason = "no label"
+        if reason is not None or example.label is None:
+            reason = reason or "no label"
+            report.dropped_counts[reason] += 1
+            where = report.dropped.setdefault(reason, [])
+            if len(where) < 100:
+                where.append(example.where)
+            continue
+        known = seen.setdefault(fingerprint(example), example.label)
+        if known != example.label:
+            report.contradictions += 1
+        report.labels[example.label] += 1
+        report.characters.append(sum(len(part) for part in parts))
+        kept.append(example)
+    report.duplicates = len(kept) - len(seen) - report.contradictions
+    if not kept:
+        raise DataError(
+            f"None of the {report.rows} rows has both text and label.",
+            where=str(path),
+            fix="name the columns: --text COLUMN --label COLUMN",
+        )
+    return kept, report
+
+
+def fingerprint(example: Example) -> bytes:
+    """What two rows of the same texts share."""
+    parts = [example.texts] if isinstance(example.texts, str) else example.texts
+    return hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=16).digest()
+
+
+def sorted_labels(names: Sequence[str]) -> list[str]:
+    """Label names in order: by number where all are whole numbers, else by name.
+
+    Raises:
+        DataError: there is only one.
+    """
+    distinct = set(names)
+    if len(distinct) < 2:
+        only = next(iter(distinct), "")
+        raise DataError(
+            f"Every row has the same label {only!r}; there is nothing to tell apart.",
+            fix="give rows of at least two labels, or name the right column: --label COLUMN",
+        )
+    if all(name.lstrip("-").isdecimal() for name in distinct):
+        return sorted(distinct, key=lambda name: (int(name), name))
+    return sorted(distinct)
+
+
+def stratified_split(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Examples to train on and a share of every label held out.
+
+    Rows of the same text stay on one side.
+
+    Raises:
+        DataError: too few rows to hold any out.
+    """
+    texts: dict[str, dict[bytes, list[Example]]] = {}
+    side: dict[bytes, str] = {}
+    for example in examples:
+        mark = fingerprint(example)
+        owner = side.setdefault(mark, example.label or "")
+        texts.setdefault(owner, {}).setdefault(mark, []).append(example)
+    train: list[Example] = []
+    held_out: list[Example] = []
+    for groups in texts.values():
+        marks = list(groups)
+        draws = uniform(seed, [int.from_bytes(mark[:7], "little") for mark in marks])
+        out = min(max(round(len(marks) * share), 1), len(marks) - 1)
+        chosen = set(np.argsort(draws, kind="stable")[:out].tolist())
+        for i, mark in enumerate(marks):
+            (held_out if i in chosen else train).extend(groups[mark])
+    if not held_out:
+        raise DataError(
+            f"{len(examples)} rows are too few to hold some out for measuring.",
+            fix="give rows to measure on: --dev FILE",
+        )
+    return train, held_out

@@ -1,0 +1,1 @@
+"""Scores with their uncertainty, and pictures of them: arrays in, numbers or PNG files out."""

@@ -1,0 +1,94 @@
+"""What a token is to the first layer: its word, its segment and its position."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bert.errors import ModelError
+from bert.model.config import POSITIONS
+from bert.model.layer import LayerNorm
+
+
+def sinusoids(length: int, hidden_size: int) -> Tensor:
+    """Fixed positions (Vaswani et al. 2017, section 3.5): [length, H].
+
+    ``PE(p, 2i) = sin(p / 10000^(2i/H))``, ``PE(p, 2i+1) = cos(p / 10000^(2i/H))``.
+    """
+    position = torch.arange(length)[:, None]
+    rate = torch.exp(torch.arange(0, hidden_size, 2) * (-math.log(10000.0) / hidden_size))
+    table = torch.empty(length, hidden_size)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate)
+    return table
+
+
+class BertEmbeddings(nn.Module):
+    """The sum of word, position and segment embeddings, normalised (Devlin et al. 2018, fig. 2).
+
+    ::
+
+        word[input_ids] + position[position_ids] + segment[token_type_ids] -> norm -> dropout
+
+    Positions are learned, or sinusoidal and fixed.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        dropout_rate: float = 0.1,
+        positions: str = "learned",
+        layer_norm_eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if positions not in POSITIONS:
+            raise ModelError(f"positions is one of {', '.join(POSITIONS)}, not {positions!r}.")
+        self.max_position_embeddings = max_position_embeddings
+        self.word = nn.Embedding(vocab_size, hidden_size)
+        self.position = nn.Embedding(max_position_embeddings, hidden_size)
+        self.segment = nn.Embedding(type_vocab_size, hidden_size)
+        self.norm = LayerNorm(hidden_size, layer_norm_eps)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.fixed_positions = positions == "sinusoidal"
+        self.reset_positions()
+
+    def reset_positions(self) -> None:
+        """Write the sinusoids, where positions are fixed, and keep them from being trained."""
+        if self.fixed_positions:
+            table = sinusoids(*self.position.weight.shape)
+            self.position.weight = nn.Parameter(table, requires_grad=False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """[...] token numbers -> [..., H].
+
+        Without ``position_ids`` the last dimension counts from 0.
+
+        Raises:
+            ModelError: more positions than ``max_position_embeddings``.
+        """
+        if position_ids is None:
+            length = input_ids.shape[-1]
+            if length > self.max_position_embeddings:
+                raise ModelError(
+                    f"A text of {length} tokens is longer than the {self.max_position_embeddings} "
+                    "positions of the model.",
+                    fix="truncate it, or split it into windows",
+                )
+            position_ids = torch.arange(length, device=input_ids.device)
+        summed = self.word(input_ids) + self.position(position_ids)
+        if token_type_ids is None:
+            summed = summed + self.segment.weight[0]
+        else:
+            summed = summed + self.segment(token_type_ids)
+        hidden: Tensor = self.dropout(self.norm(summed))
+        return hidden

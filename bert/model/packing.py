@@ -1,0 +1,175 @@
+"""Packed sequences: B sequences in one array of T real tokens, without padding.
+
+Padding is removed once before the first layer and put back once at the end, so all
+linear algebra runs on real tokens only::
+
+    padded [B, S]          packed [T]                 attention groups
+    a b c . .              a b c d e f g h i j        [d e f g h] on its own
+    d e f g h      ->      lengths 3 5 2        ->    [a b c] and [i j .] together
+    i j . . .
+
+Only attention needs to know where a sequence ends. It takes sequences of like length
+together, padded to the longest among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bert.errors import ModelError
+
+# A sequence joins a group when it is at least this share of the group's longest, which
+# bounds the padded part of attention's work.
+GROUP_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that attention takes together: ``sequences`` of them, ``length`` wide."""
+
+    sequences: int
+    length: int
+    rows: slice | Tensor  # of the T rows: a view, or [sequences * length] with padding repeated
+    mask: Tensor | None  # [sequences, 1, 1, length], True where a token is real
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where each of B sequences lies among T packed rows."""
+
+    lengths: tuple[int, ...]
+    groups: tuple[Group, ...]
+    restore: Tensor | None  # [T] places in the concatenated group outputs; None: in order already
+    starts: Tensor  # [B] first row of each sequence
+
+    @classmethod
+    def of(cls, lengths: tuple[int, ...], device: torch.device | None = None) -> Packed:
+        """Plan the groups for sequences of these lengths (tokens), in any order."""
+        starts, total = [], 0
+        for length in lengths:
+            starts.append(total)
+            total += length
+        order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (-lengths[i], i))
+        members: list[list[int]] = []
+        for i in order:
+            if members and lengths[i] >= GROUP_SHARE * lengths[members[-1][0]]:
+                members[-1].append(i)
+            else:
+                members.append([i])
+        groups = []
+        places = torch.empty(total, dtype=torch.long)
+        offset = 0
+        for sequences in members:
+            first, longest = sequences[0], lengths[sequences[0]]
+            begin = torch.tensor([starts[i] for i in sequences])[:, None]  # [b, 1]
+            size = torch.tensor([lengths[i] for i in sequences])[:, None]  # [b, 1]
+            step = torch.arange(longest)[None, :]  # [1, s]
+            real = step < size  # [b, s]
+            rows = begin + torch.minimum(step, size - 1)  # [b, s]
+            group_place = offset + torch.arange(rows.numel()).view_as(rows)
+            places[rows[real]] = group_place[real]
+            offset += rows.numel()
+            consecutive = sequences == list(range(first, first + len(sequences)))
+            if consecutive and bool(real.all()):
+                view = slice(starts[first], starts[first] + rows.numel())
+                groups.append(Group(len(sequences), longest, view, None))
+            else:
+                mask = None if bool(real.all()) else real[:, None, None, :].to(device)
+                groups.append(Group(len(sequences), longest, rows.flatten().to(device), mask))
+        in_order = torch.equal(places, torch.arange(total)) and offset == total
+        return cls(
+            lengths,
+            tuple(groups),
+            None if in_order else places.to(device),
+            torch.tensor(starts, dtype=torch.long).to(device),
+        )
+
+    def first(self, hidden: Tensor) -> Tensor:
+        """The row of each sequence's first token: [T, H] -> [B, H]; zeros where it is empty."""
+        if all(self.lengths):
+            return hidden[self.starts]
+        filled = [i for i, length in enumerate(self.lengths) if length]
+        result = hidden.new_zeros(len(self.lengths), hidden.shape[-1])
+        result[filled] = hidden[self.starts[filled]]
+        return result
+
+
+class Tokens(NamedTuple):
+    """What the encoder reads: T packed tokens and where each sequence lies among them."""
+
+    input_ids: Tensor  # [T]
+    token_type_ids: Tensor  # [T]
+    position_ids: Tensor  # [T]
+    packed: Packed
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: NDArray[np.int64],
+        token_type_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64],
+        lengths: Sequence[int] | NDArray[np.int64],
+        device: torch.device,
+    ) -> Tokens:
+        """Tokens on a device from arrays: three of [T], and the B lengths."""
+        return cls(
+            torch.as_tensor(input_ids).to(device, non_blocking=True),
+            torch.as_tensor(token_type_ids).to(device, non_blocking=True),
+            torch.as_tensor(position_ids).to(device, non_blocking=True),
+            Packed.of(tuple(int(length) for length in lengths), device),
+        )
+
+
+def pack(
+    input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor | None
+) -> tuple[Tokens, Tensor]:
+    """Take the real tokens out of a padded batch.
+
+    Args:
+        input_ids: [B, S] token numbers.
+        token_type_ids: [B, S] segment numbers, or None for all zero.
+        attention_mask: [B, S], non-zero where a token is real, or None if all are.
+
+    Returns:
+        The packed tokens, and their places [T] in the flattened [B * S] batch, which
+        ``unpack`` takes. A token keeps the position of its column, wherever the padding is.
+
+    Raises:
+        ModelError: the shapes do not agree.
+    """
+    if input_ids.dim() != 2:
+        raise ModelError(f"input_ids has shape {list(input_ids.shape)}, not [batch, length].")
+    for name, value in (("token_type_ids", token_type_ids), ("attention_mask", attention_mask)):
+        if value is not None and value.shape != input_ids.shape:
+            raise ModelError(
+                f"{name} has shape {list(value.shape)}, input_ids {list(input_ids.shape)}."
+            )
+    batch, length = input_ids.shape
+    if attention_mask is None:
+        lengths = (length,) * batch
+        places = torch.arange(batch * length, device=input_ids.device)
+    else:
+        real = attention_mask != 0
+        lengths = tuple(real.sum(dim=1).tolist())
+        places = real.flatten().nonzero().flatten()
+    types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+    tokens = Tokens(
+        input_ids.flatten()[places],
+        types.flatten()[places],
+        places % length,
+        Packed.of(lengths, input_ids.device),
+    )
+    return tokens, places
+
+
+def unpack(hidden: Tensor, places: Tensor, batch: int, length: int) -> Tensor:
+    """Put packed rows back into a padded batch: [T, H] -> [B, S, H], zeros where it is padded."""
+    padded = hidden.new_zeros(batch * length, hidden.shape[-1])
+    return padded.index_copy(0, places, hidden).view(batch, length, hidden.shape[-1])

@@ -1,0 +1,1 @@
+"""What a network is pretrained for: one file an objective."""

@@ -1,0 +1,119 @@
+"""From a model directory to answers, for any number of texts in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import overload
+
+import torch
+
+from bert.checkpoint import find_model, read_model
+from bert.data.batches import pack_sequences
+from bert.errors import ModelError
+from bert.model.precision import arithmetic, default_device, resolve_precision
+from bert.tasks.task import Answer, Task, batch_tokens, load_task
+from bert.text.tokenizer import Encoded, Texts
+
+# Texts read ahead, to be sorted by length so that like lengths share a batch.
+TEXTS_AT_ONCE = 2048
+BATCH_TOKENS = 8192
+# The task of a directory that says none, by the head it has.
+TASK_OF_HEAD = {
+    "pretraining": "fill_mask",
+    "masked_lm": "fill_mask",
+    "sequence": "classification",
+}
+
+
+class Predictor:
+    """Takes texts and gives answers.
+
+    >>> Predictor("runs/finetune-1")("a fine film")["label"]  # doctest: +SKIP
+
+    Args:
+        name: a run folder, a model directory or a hub id.
+        precision: fp32 gives the same numbers whatever the batch mates.
+
+    Raises:
+        ModelError: there is no model, or it has a head that answers nothing.
+    """
+
+    def __init__(self, name: str | Path, precision: str = "fp32") -> None:
+        directory = find_model(name)
+        checkpoint = read_model(directory)
+        task = checkpoint.facts.get("task") or TASK_OF_HEAD.get(checkpoint.kind)
+        if task is None:
+            raise ModelError(
+                f"This model has a {checkpoint.kind} head, which answers no texts yet.",
+                where=str(directory),
+                fix="fine-tune it first: bert finetune TRAIN --model " + str(name),
+            )
+        kind = load_task(str(task))
+        if kind.kind != checkpoint.kind and TASK_OF_HEAD.get(checkpoint.kind) != task:
+            raise ModelError(
+                f"The task {task} does not go with a {checkpoint.kind} head.",
+                where=str(directory / "bert.json"),
+            )
+        self.directory = directory
+        self.facts = checkpoint.facts
+        self.device = default_device()
+        self.precision = resolve_precision(precision, self.device)
+        self.model = checkpoint.model.to(self.device).eval()
+        self.task_name = str(task)
+        self.task: Task = kind(checkpoint)
+        self.labels = self.task.labels
+
+    @overload
+    def __call__(self, texts: str) -> Answer: ...
+
+    @overload
+    def __call__(self, texts: Sequence[Texts]) -> list[Answer]: ...
+
+    def __call__(self, texts: str | Sequence[Texts]) -> Answer | list[Answer]:
+        """The answer to a text, or the answers to a list of texts or pairs, in their order."""
+        if isinstance(texts, str):
+            return next(self.stream([texts]))
+        return list(self.stream(texts))
+
+    def stream(self, texts: Iterable[Texts]) -> Iterator[Answer]:
+        """Answers one by one, in the order of the texts.
+
+        Each has ``truncated``: whether the model saw only the beginning of the text.
+
+        Raises:
+            DataError: a text that the task cannot take.
+        """
+        source = iter(texts)
+        while chunk := list(islice(source, TEXTS_AT_ONCE)):
+            encoded = self.task.encode(chunk)
+            answers: list[Answer] = [{}] * len(chunk)
+            for members in _batches([len(row.input_ids) for row in encoded]):
+                for i, answer in zip(
+                    members, self._answer([encoded[i] for i in members]), strict=True
+                ):
+                    answers[i] = {**answer, "truncated": encoded[i].truncated}
+            yield from answers
+
+    @torch.inference_mode()
+    def _answer(self, rows: list[Encoded]) -> list[Answer]:
+        batch = pack_sequences(
+            [row.input_ids for row in rows], [row.token_type_ids for row in rows], range(len(rows))
+        )
+        with arithmetic(self.precision, self.device):
+            return self.task.answer(self.model, batch_tokens(batch, self.device))
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Row numbers by length, as many at once as ``BATCH_TOKENS`` allow."""
+    members: list[int] = []
+    tokens = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if members and tokens + lengths[i] > BATCH_TOKENS:
+            yield members
+            members, tokens = [], 0
+        members.append(i)
+        tokens += lengths[i]
+    if members:
+        yield members

@@ -1,0 +1,1 @@
+"""The verbs: each file is the story of one command."""

@@ -1,0 +1,103 @@
+"""The run folder: opened, described and never overwritten by accident."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bert import log
+from bert.config import Settings, read_yaml
+from bert.errors import UsageError
+
+CONFIG = "config.yaml"
+# What a resumed run may be given anew, because no figure depends on it so far.
+CHANGEABLE = {"checkpoint_minutes"}
+
+
+def open_run(
+    out: Path | None, name: str, settings: Settings, *, resume: bool, overwrite: bool
+) -> Path:
+    """Make or reopen the folder of a run and write down what is run in it.
+
+    Args:
+        out: the folder, or None for the first free ``runs/NAME-1``, ``runs/NAME-2`` ...
+        name: of the recipe.
+        settings: fully resolved, written to ``config.yaml``.
+        resume: go on in a folder that holds the same run.
+        overwrite: empty the folder first, if it is a run folder.
+
+    Raises:
+        UsageError: the folder is in use, or holds another run.
+    """
+    if out is None:
+        if resume:
+            raise UsageError("--resume needs the folder to go on in.", fix="--out RUN --resume")
+        number = 1
+        while Path("runs", f"{name}-{number}").exists():
+            number += 1
+        out = Path("runs", f"{name}-{number}")
+    if out.exists() and not out.is_dir():
+        raise UsageError("The output is a file, not a folder.", where=str(out), fix="--out RUN")
+    in_use = out.is_dir() and any(out.iterdir())
+    if resume and in_use:
+        _same_run(out, settings)
+    elif in_use:
+        if not overwrite or not (out / CONFIG).is_file():
+            raise UsageError(
+                "The output folder is not empty.",
+                where=str(out),
+                fix="choose another --out, or --resume, or --overwrite"
+                if (out / CONFIG).is_file()
+                else "choose another --out: this folder holds no run, so it is left alone",
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG).write_text(settings.to_yaml(), encoding="utf-8")
+    (out / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
+    (out / "env.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+    log.say(f"Run folder: {out}")
+    return out
+
+
+def _same_run(out: Path, settings: Settings) -> None:
+    if not (out / CONFIG).is_file():
+        raise UsageError("There is no run to resume here.", where=str(out), fix="leave out --resume")
+    before = read_yaml(out / CONFIG)
+    now: dict[str, Any] = yaml.safe_load(settings.to_yaml())
+    changed = [key for key in now if key not in CHANGEABLE and before.get(key) != now[key]]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"The run was started with {key}={before.get(key)}, not {now[key]}.",
+            where=str(out / CONFIG),
+            fix="repeat the command of command.txt with --resume, or choose another --out",
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for a run to be understood later."""
+    from importlib.metadata import version
+
+    import torch
+
+    from bert import __version__
+    from bert.model.precision import default_device
+
+    device = default_device()
+    return {
+        "bertsmith": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": version("numpy"),
+        "tokenizers": version("tokenizers"),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }

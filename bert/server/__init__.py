@@ -1,0 +1,1 @@
+"""The HTTP server over a predictor, with a page to type into."""

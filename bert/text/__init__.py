@@ -1,0 +1,1 @@
+"""Text: from files to documents, sentences, a vocabulary and ids."""

@@ -1,0 +1,1 @@
+"""The training loop, its optimiser, and what resuming needs; knows no task."""

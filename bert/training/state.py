@@ -1,0 +1,164 @@
+"""What resuming needs, on disk: weights, optimiser moments and where training stood.
+
+A checkpoint exists only when its manifest does. It is staged under another name, every file
+is flushed to the disk, the manifest with sizes and SHA-256 comes last, and then the folder
+is renamed. The latest checkpoint is found by checking, never by a name alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bert import log
+from bert.errors import ModelError
+
+MANIFEST = "manifest.json"
+KEPT = 2
+
+
+@dataclass
+class TrainingState:
+    """Where training stands.
+
+    Args:
+        step: optimiser steps taken.
+        seconds: time spent in the loop, over all sittings.
+        evaluations: evaluations on held-out data so far.
+        skipped: steps in a row whose loss or gradient was not finite.
+        window: sums since the last line in ``metrics.jsonl``.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    evaluations: int = 0
+    skipped: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState
+) -> Path:
+    """Write ``step-N`` below ``directory`` and remove all but the two newest."""
+    from safetensors.torch import save_file
+
+    target = directory / f"step-{state.step:08d}"
+    if target.exists():
+        if _faults(target) is None:
+            return target
+        shutil.rmtree(target)
+    stage = directory / f".{target.name}.partial"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    save_file({name: value.contiguous() for name, value in tensors.items()}, stage / "tensors")
+    (stage / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+    manifest = {}
+    for path in sorted(stage.iterdir()):
+        flush(path)
+        manifest[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    (stage / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    flush(stage / MANIFEST)
+    stage.rename(target)
+    flush(directory)
+    for old in sorted(directory.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that is whole, or None where there is none at all.
+
+    Raises:
+        ModelError: there are checkpoints, but every one is damaged.
+    """
+    found = sorted(directory.glob("step-*"), reverse=True)
+    for path in found:
+        fault = _faults(path)
+        if fault is None:
+            return path
+        log.notice(f"A damaged checkpoint is passed over: {fault}.", where=str(path))
+    if found:
+        raise ModelError(
+            "Every checkpoint of this run is damaged.",
+            where=str(directory),
+            fix="start again with --overwrite",
+        )
+    return None
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> TrainingState:
+    """Put weights and optimiser moments back, and return where training stood.
+
+    Raises:
+        ModelError: the checkpoint belongs to another model.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(path / "tensors")
+    weights = {
+        name.removeprefix("model."): value
+        for name, value in tensors.items()
+        if name.startswith("model.")
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(
+            "The checkpoint belongs to another model: " + str(error).splitlines()[-1].strip(),
+            where=str(path),
+            fix="use the settings in config.yaml of the run, or --overwrite",
+        ) from None
+    for name, parameter in model.named_parameters():
+        moments: dict[str, Tensor] = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = tensors.get(f"optimizer.{key}.{name}")
+            if value is not None:
+                moments[key] = value.to(parameter.device)
+        if moments:
+            optimizer.state[parameter] = moments
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return TrainingState(**state)
+
+
+def flush(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _faults(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name, fact in manifest.items():
+            file = path / name
+            if file.stat().st_size != fact["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {fact['bytes']}"
+            if _sha256(file) != fact["sha256"]:
+                return f"{name} has changed"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
