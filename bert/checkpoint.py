@@ -37,6 +37,14 @@ CONFIG, WEIGHTS, INDEX, FACTS = (
 ENCODER = "encoder"
 PRETRAINED_PARTS = ("words.", "next_sentence.")  # heads that mean the same in every model
 _MOST_JSON_BYTES = 64 * 2**20
+_COPY = "copy the model again from where it came from"
+_FACT_TYPES = {
+    "task": str,
+    "text_columns": list,
+    "label_column": str,
+    "texts_per_row": int,
+    "max_length": int,
+}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -102,28 +110,40 @@ def find_model(name: str | Path) -> Path:
         raise ModelError(
             "There is no such model directory.",
             where=str(name),
-            fix="give a run folder, a model directory, or a hub id such as google-bert/bert-base-uncased",
+            fix="give a run folder, a model directory, or a hub id such as "
+            "google-bert/bert-base-uncased",
         )
     return _download(str(name))
 
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(
             snapshot_download(
-                hub_id, allow_patterns=["*.json", "*.safetensors", "vocab.txt"], ignore_patterns="*/*"
+                hub_id,
+                allow_patterns=["*.json", "*.safetensors", "vocab.txt"],
+                ignore_patterns="*/*",
             )
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            reason = "the hub cannot be reached."
+        elif isinstance(error, RepositoryNotFoundError):
+            reason = "the hub has no such model, or it is private."
         raise ModelError(
-            f"{hub_id!r} is no directory here, and it cannot be downloaded: {reason[0]}",
+            f"{hub_id!r} is no directory here, and it cannot be downloaded: {reason}",
             where=hub_id,
-            fix="without a network: copy config.json, model.safetensors and tokenizer.json into a "
-            "directory and give its path",
+            fix="check the path; without a network, copy config.json, model.safetensors and "
+            "tokenizer.json into a directory and give its path",
         ) from None
 
 
@@ -151,16 +171,26 @@ def read_model(
     """
     where = str(directory / CONFIG)
     stored = _json(directory / CONFIG)
-    family = load_family(str(stored.get("model_type")), where)
+    if not isinstance(stored.get("model_type"), str):
+        raise ModelError(
+            f"{CONFIG} does not name the model's family.",
+            where=where,
+            fix='write it down: "model_type": "bert"',
+        )
+    family = load_family(stored["model_type"], where)
     config = family.read_config(stored, where)
     architectures = stored.get("architectures") or [None]
+    if not isinstance(architectures, list):
+        raise ModelError(
+            f"architectures is {architectures!r}, which is not a list.", where=where, fix=_COPY
+        )
     found_kind = family.head_of(str(architectures[0])) or ENCODER
     kind = kind or found_kind
     stored_labels = _labels(stored, where)
     labels = stored_labels if labels is None else list(labels)
     # A head for other labels or of another task is never mistaken for the wanted one.
     same_head = kind == found_kind and labels == stored_labels
-    facts = _json(directory / FACTS) if (directory / FACTS).is_file() else {}
+    facts = _facts(directory)
 
     weights = _weights(directory)
     with torch.device("meta"):
@@ -182,7 +212,11 @@ def read_model(
                 fix="config.json and the weights belong to different models",
             )
         if not value.is_floating_point():
-            raise ModelError(f"{name} holds {value.dtype}, not numbers.", where=str(directory))
+            raise ModelError(
+                f"{name} holds {value.dtype}, not floating-point numbers.",
+                where=str(directory),
+                fix="give the model as it was before it was quantised",
+            )
     lost = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
     if lost:
         raise ModelError(
@@ -204,14 +238,16 @@ def read_model(
         {name.removeprefix(prefix): value.float() for name, value in state.items()}, assign=True
     )
     model.eval()
-    return Checkpoint(
-        model,
-        kind,
-        family,
-        labels if kind in ("sequence", "token") else [],
-        Tokenizer.load(directory) if tokenizer else None,
-        facts,
-    )
+    words = Tokenizer.load(directory) if tokenizer else None
+    if words is not None and words.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"The tokenizer has {words.vocab_size:,} tokens, but the model only "
+            f"{config.vocab_size:,}.",
+            where=str(directory),
+            fix="copy the tokenizer files that belong to this model",
+        )
+    labels = labels if kind in ("sequence", "token") else []
+    return Checkpoint(model, kind, family, labels, words, facts)
 
 
 def write_model(directory: Path, checkpoint: Checkpoint) -> None:
@@ -231,8 +267,8 @@ def write_model(directory: Path, checkpoint: Checkpoint) -> None:
     stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         stage.chmod(0o755)
-        _write_json(stage / CONFIG, stored)
-        _write_json(stage / FACTS, checkpoint.facts)
+        log.write_json(stage / CONFIG, stored)
+        log.write_json(stage / FACTS, checkpoint.facts)
         save_file(family.to_disk(state, config, kind), stage / WEIGHTS, metadata={"format": "pt"})
         (stage / WEIGHTS).chmod(0o644)
         if checkpoint.tokenizer is not None:
@@ -248,25 +284,36 @@ def write_model(directory: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ModelError(f"{path.name} is implausibly large.", where=str(path))
+            raise ModelError(f"{path.name} is implausibly large.", where=str(path), fix=_COPY)
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path.name} cannot be read: {str(error).splitlines()[0]}",
             where=str(path),
-            fix="copy the model again from where it came from",
+            fix=_COPY,
         ) from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path.name} is not a table of names and values.", where=str(path))
+        raise ModelError(
+            f"{path.name} is not a table of names and values.", where=str(path), fix=_COPY
+        )
     return value
+
+
+def _facts(directory: Path) -> dict[str, Any]:
+    """What ``bert.json`` says, if there is one."""
+    path = directory / FACTS
+    facts = _json(path) if path.is_file() else {}
+    for name, kind in _FACT_TYPES.items():
+        if not isinstance(facts.get(name), kind | None):
+            raise ModelError(
+                f"{name} is {facts[name]!r}, which is not of type {kind.__name__}.",
+                where=str(path),
+                fix=_COPY,
+            )
+    return facts
 
 
 def _labels(stored: dict[str, Any], where: str) -> list[str]:
@@ -277,7 +324,11 @@ def _labels(stored: dict[str, Any], where: str) -> list[str]:
     try:
         labels = [str(names[str(i)]) for i in range(len(names))]
     except (KeyError, TypeError):
-        raise ModelError("id2label does not number its labels from 0.", where=where) from None
+        raise ModelError(
+            "id2label does not number its labels from 0.",
+            where=where,
+            fix='write it as {"0": "first label", "1": "second label"}',
+        ) from None
     return labels
 
 
@@ -291,13 +342,19 @@ def _weights(directory: Path) -> dict[str, Tensor]:
         shards = _json(directory / INDEX).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) else {""}
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise ModelError("The index names files elsewhere.", where=str(directory / INDEX))
+            raise ModelError(
+                "The index names files elsewhere.", where=str(directory / INDEX), fix=_COPY
+            )
         files = [directory / name for name in sorted(names)]
     elif not files[0].is_file():
         pickles = sorted(path.name for path in directory.glob("*.bin"))
         raise ModelError(
             f"There is no {WEIGHTS} here"
-            + (f"; {pickles[0]} is a pickle, which can run code, and is not opened." if pickles else "."),
+            + (
+                f"; {pickles[0]} is a pickle, which can run code, and is not opened."
+                if pickles
+                else "."
+            ),
             where=str(directory),
             fix="save the model as safetensors: model.save_pretrained(DIR) in transformers",
         )
@@ -309,7 +366,7 @@ def _weights(directory: Path) -> dict[str, Tensor]:
             raise ModelError(
                 f"{file.name} is damaged: {str(error).splitlines()[0]}",
                 where=str(file),
-                fix="copy the model again from where it came from",
+                fix=_COPY,
             ) from None
     return tensors
 

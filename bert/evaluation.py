@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import islice
@@ -36,11 +37,12 @@ def evaluate(
         UsageError: the model does not classify.
         DataError: a row without label, or with one that the model does not know.
     """
-    if predictor.task_name != "classification":
+    if predictor.task != "classification":
         raise UsageError(
-            f"A model for {predictor.task_name} cannot be evaluated on labelled rows.",
+            f"A model for {predictor.task} cannot be evaluated on labelled rows.",
             where=str(predictor.directory),
-            fix="fine-tune it first: bert finetune TRAIN --model DIR",
+            fix="fine-tune it first: bert finetune TRAIN --model "
+            + shlex.quote(str(predictor.directory)),
         )
     labels = predictor.labels
     number = {label: i for i, label in enumerate(labels)}

@@ -33,6 +33,11 @@ def notice(what: str, *, where: str | None = None, fix: str | None = None) -> No
         say(f"  fix:   {fix}")
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write figures or facts as indented JSON, readable in every language."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 class Progress:
     """A progress bar on a terminal, one plain line every ten seconds elsewhere.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from bert.checkpoint import find_model, read_model
 from bert.data.batches import pack_sequences
 from bert.errors import ModelError
 from bert.model.precision import arithmetic, default_device, resolve_precision
-from bert.tasks.task import Answer, Task, batch_tokens, load_task
+from bert.tasks.task import Answer, Task, batch_tokens, load_task, task_names
 from bert.text.tokenizer import Encoded, Texts
 
 # Texts read ahead, to be sorted by length so that like lengths share a batch.
@@ -46,9 +47,15 @@ class Predictor:
         task = checkpoint.facts.get("task") or TASK_OF_HEAD.get(checkpoint.kind)
         if task is None:
             raise ModelError(
-                f"This model has a {checkpoint.kind} head, which answers no texts yet.",
+                f"This model has no head that answers texts; it is of the kind {checkpoint.kind}.",
                 where=str(directory),
-                fix="fine-tune it first: bert finetune TRAIN --model " + str(name),
+                fix="fine-tune it first: bert finetune TRAIN --model " + shlex.quote(str(name)),
+            )
+        if task not in task_names():
+            raise ModelError(
+                f"The model is for the task {task!r}, which this version does not know.",
+                where=str(directory / "bert.json"),
+                fix=f"tasks: {', '.join(task_names())}",
             )
         kind = load_task(str(task))
         if kind.kind != checkpoint.kind and TASK_OF_HEAD.get(checkpoint.kind) != task:
@@ -61,12 +68,14 @@ class Predictor:
         self.device = default_device()
         self.precision = resolve_precision(precision, self.device)
         self.model = checkpoint.model.to(self.device).eval()
-        self.task_name = str(task)
-        self.task: Task = kind(checkpoint)
-        self.labels = self.task.labels
+        self.task = str(task)
+        self._task: Task = kind(checkpoint)
+        self.labels = self._task.labels
+        self.max_length = self._task.max_length
+        self.texts_per_row = self._task.texts_per_row
 
     @overload
-    def __call__(self, texts: str) -> Answer: ...
+    def __call__(self, texts: str) -> Answer: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(self, texts: Sequence[Texts]) -> list[Answer]: ...
@@ -87,7 +96,7 @@ class Predictor:
         """
         source = iter(texts)
         while chunk := list(islice(source, TEXTS_AT_ONCE)):
-            encoded = self.task.encode(chunk)
+            encoded = self._task.encode(chunk)
             answers: list[Answer] = [{}] * len(chunk)
             for members in _batches([len(row.input_ids) for row in encoded]):
                 for i, answer in zip(
@@ -102,7 +111,7 @@ class Predictor:
             [row.input_ids for row in rows], [row.token_type_ids for row in rows], range(len(rows))
         )
         with arithmetic(self.precision, self.device):
-            return self.task.answer(self.model, batch_tokens(batch, self.device))
+            return self._task.answer(self.model, batch_tokens(batch, self.device))
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -21,13 +21,59 @@ CONFIG = "config.yaml"
 CHANGEABLE = {"checkpoint_minutes"}
 
 
+def choose_folder(out: Path | None, name: str, *, resume: bool, overwrite: bool) -> Path:
+    """The folder that a run may have; nothing is written or removed yet.
+
+    Args:
+        out: the folder, or None for the first free ``runs/NAME-1``, ``runs/NAME-2`` ...
+        name: of the recipe.
+        resume: go on in a folder that holds a run.
+        overwrite: a folder that holds a run may be emptied.
+
+    Raises:
+        UsageError: the folder is in use, or holds no run to resume.
+    """
+    if resume and overwrite:
+        raise UsageError(
+            "--resume goes on with a run and --overwrite removes it.", fix="give one of the two"
+        )
+    if out is None:
+        if resume:
+            raise UsageError("--resume needs the folder to go on in.", fix="--out RUN --resume")
+        number = 1
+        while Path("runs", f"{name}-{number}").exists():
+            number += 1
+        out = Path("runs", f"{name}-{number}")
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(
+            "The output is a file, not a folder.", where=str(there), fix="choose another --out"
+        )
+    holds_run = (out / CONFIG).is_file()
+    if resume and not holds_run:
+        raise UsageError(
+            "There is no run to resume here.",
+            where=str(out),
+            fix="leave out --resume, or name the run folder: --out RUN",
+        )
+    if out.is_dir() and any(out.iterdir()) and not resume and not (overwrite and holds_run):
+        raise UsageError(
+            "The output folder is not empty.",
+            where=str(out),
+            fix="choose another --out, or --resume, or --overwrite"
+            if holds_run
+            else "choose another --out: this folder holds no run, so it is left alone",
+        )
+    return out
+
+
 def open_run(
     out: Path | None, name: str, settings: Settings, *, resume: bool, overwrite: bool
 ) -> Path:
     """Make or reopen the folder of a run and write down what is run in it.
 
     Args:
-        out: the folder, or None for the first free ``runs/NAME-1``, ``runs/NAME-2`` ...
+        out: as ``choose_folder`` takes it.
         name: of the recipe.
         settings: fully resolved, written to ``config.yaml``.
         resume: go on in a folder that holds the same run.
@@ -36,27 +82,10 @@ def open_run(
     Raises:
         UsageError: the folder is in use, or holds another run.
     """
-    if out is None:
-        if resume:
-            raise UsageError("--resume needs the folder to go on in.", fix="--out RUN --resume")
-        number = 1
-        while Path("runs", f"{name}-{number}").exists():
-            number += 1
-        out = Path("runs", f"{name}-{number}")
-    if out.exists() and not out.is_dir():
-        raise UsageError("The output is a file, not a folder.", where=str(out), fix="--out RUN")
-    in_use = out.is_dir() and any(out.iterdir())
-    if resume and in_use:
+    out = choose_folder(out, name, resume=resume, overwrite=overwrite)
+    if resume:
         _same_run(out, settings)
-    elif in_use:
-        if not overwrite or not (out / CONFIG).is_file():
-            raise UsageError(
-                "The output folder is not empty.",
-                where=str(out),
-                fix="choose another --out, or --resume, or --overwrite"
-                if (out / CONFIG).is_file()
-                else "choose another --out: this folder holds no run, so it is left alone",
-            )
+    elif out.is_dir():
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG).write_text(settings.to_yaml(), encoding="utf-8")
@@ -67,8 +96,6 @@ def open_run(
 
 
 def _same_run(out: Path, settings: Settings) -> None:
-    if not (out / CONFIG).is_file():
-        raise UsageError("There is no run to resume here.", where=str(out), fix="leave out --resume")
     before = read_yaml(out / CONFIG)
     now: dict[str, Any] = yaml.safe_load(settings.to_yaml())
     changed = [key for key in now if key not in CHANGEABLE and before.get(key) != now[key]]

@@ -38,7 +38,8 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     """``start, start + 1, ...`` for each start and length, one after the other."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    result: Ints = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    return result
 
 
 def pack_sequences(

@@ -33,7 +33,7 @@ def hashed(*keys: ArrayLike) -> NDArray[np.uint64]:
 
 def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
     """A number in [0, 1) for each combination of keys."""
-    return (hashed(*keys) >> np.uint64(11)) * 2.0**-53
+    return (hashed(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @lru_cache(maxsize=4)  # every step of an epoch asks for the same one

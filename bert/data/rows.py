@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -98,35 +100,32 @@ def choose_columns(
     there = columns(path)
     if len(text) > 2:
         raise UsageError("A row has one text or two.", fix="give --text once or twice")
-    listed = ", ".join(there)
-    for name in [*text, *([label] if label and labelled else [])]:
+    for name in text:
         if name not in there:
-            option = "--label" if name == label and name not in text else "--text"
-            raise DataError(
-                f"There is no column {name!r}; the columns are {listed}.",
-                where=str(path),
-                fix=f"{option} {there[0]}" if len(there) == 1 else f"{option} with one of those",
-            )
-    if labelled and label is None:
-        if LABEL_COLUMN not in there:
-            raise DataError(
-                f"There is no column {LABEL_COLUMN!r}; the columns are {listed}.",
-                where=str(path),
-                fix="name the column of labels: --label COLUMN",
-            )
-        label = LABEL_COLUMN
+            raise _no_column(path, f"There is no column {name!r}", there, "--text", name)
+    if labelled:
+        label = label or LABEL_COLUMN
+        if label not in there:
+            raise _no_column(path, f"There is no column {label!r}", there, "--label", label)
     if not text:
         for usual in TEXT_COLUMNS:
             if all(name in there for name in usual):
                 text = usual
                 break
         else:
-            raise DataError(
-                f"No column is called text; the columns are {listed}.",
-                where=str(path),
-                fix="name the column of texts: --text COLUMN (twice for pairs)",
-            )
+            raise _no_column(path, "No column is called text", there, "--text", "text")
     return tuple(text), label
+
+
+def _no_column(path: Path, what: str, there: list[str], option: str, wanted: str) -> DataError:
+    """The error for a column that is not there, with the nearest one that is."""
+    near = difflib.get_close_matches(wanted, there, n=1)
+    fix = f"name the column of {'labels' if option == '--label' else 'texts'}: {option} COLUMN"
+    if near or (len(there) == 1 and option == "--text"):
+        fix = f"{option} {shlex.quote((near or there)[0])}"
+    if len(there) == 1 and (separator := next((s for s in ";\t|" if s in there[0]), None)):
+        fix = f"write the file with commas between the columns instead of {separator!r}"
+    return DataError(f"{what}; the columns are {', '.join(there)}.", where=str(path), fix=fix)
 
 
 def read_examples(
@@ -223,8 +222,12 @@ def fingerprint(example: Example) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=16).digest()
 
 
-def sorted_labels(names: Sequence[str]) -> list[str]:
+def sorted_labels(names: Sequence[str], where: str | None = None) -> list[str]:
     """Label names in order: by number where all are whole numbers, else by name.
+
+    Args:
+        names: of the rows.
+        where: the file, for the message.
 
     Raises:
         DataError: there is only one.
@@ -234,6 +237,7 @@ def sorted_labels(names: Sequence[str]) -> list[str]:
         only = next(iter(distinct), "")
         raise DataError(
             f"Every row has the same label {only!r}; there is nothing to tell apart.",
+            where=where,
             fix="give rows of at least two labels, or name the right column: --label COLUMN",
         )
     if all(name.lstrip("-").isdecimal() for name in distinct):
@@ -268,7 +272,9 @@ def stratified_split(
             (held_out if i in chosen else train).extend(groups[mark])
     if not held_out:
         raise DataError(
-            f"{len(examples)} rows are too few to hold some out for measuring.",
-            fix="give rows to measure on: --dev FILE",
+            f"{len(examples)} rows are too few to hold some out for measuring: no label has two "
+            "texts.",
+            where=examples[0].where.rpartition(":")[0] if examples else None,
+            fix="give rows to measure on: --dev FILE, or name the right column: --label COLUMN",
         )
     return train, held_out

@@ -52,9 +52,7 @@ def build_shards(paths: Sequence[Path], text_column: str, tokenizer: Tokenizer) 
     Raises:
         DataError: a file cannot be read, or there is no text in any.
     """
-    key = key_of(
-        VERSION, content_hash(paths), text_column, tokenizer.backend.to_str(pretty=False)
-    )
+    key = key_of(VERSION, content_hash(paths), text_column, tokenizer.backend.to_str(pretty=False))
     directory = cached("shards", key, lambda stage: _write(stage, paths, text_column, tokenizer))
     kind = json.loads((directory / "shards.json").read_text("utf-8"))["dtype"]
     return Shards(

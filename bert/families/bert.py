@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bert.families.family import Family, HeadSpec
+from bert.model.config import BertConfig
 
 _WORDS = {
     "words.dense.weight": "cls.predictions.transform.dense.weight",
@@ -21,13 +22,13 @@ _LAYER = "bert.encoder.layer.{layer}."
 _SELF = _LAYER + "attention.self."
 
 
-def _size(layers: int, hidden: int, heads: int) -> dict[str, int]:
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * hidden,
-    }
+def _size(layers: int, hidden: int, heads: int) -> BertConfig:
+    return BertConfig(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+    )
 
 
 FAMILY = Family(

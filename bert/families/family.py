@@ -52,7 +52,7 @@ class Family:
         ignored: names on disk that carry no weights of ours.
         renamed: endings of older names on disk -> today's.
         heads: head kind -> its names.
-        sizes: size name -> configuration fields.
+        sizes: size name -> configuration, apart from the vocabulary.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Family:
     config: Mapping[str, str]
     weights: Mapping[str, Names]
     heads: Mapping[str, HeadSpec]
-    sizes: Mapping[str, Mapping[str, int]]
+    sizes: Mapping[str, BertConfig]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     written: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()

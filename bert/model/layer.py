@@ -63,7 +63,9 @@ class PositionwiseFeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
-        return self.dropout(self.output(self.activation(self.intermediate(hidden))))
+        widened = self.activation(self.intermediate(hidden))
+        narrowed: Tensor = self.dropout(self.output(widened))
+        return narrowed
 
 
 class TransformerBlock(nn.Module):

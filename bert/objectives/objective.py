@@ -24,7 +24,10 @@ class Score(NamedTuple):
 class Part(Protocol):
     """One objective. Losses are sums, so that the loop can divide by the global count."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What its figures are called."""
+        ...
 
     def prepare(self, batch: Batch) -> Batch:
         """Hide what is to be guessed."""
@@ -66,9 +69,7 @@ class Objective:
         tokens = Tokens.of(
             batch.input_ids, batch.token_type_ids, batch.position_ids, batch.lengths, device
         )
-        targets = {
-            name: torch.as_tensor(value).to(device) for name, value in batch.targets.items()
-        }
+        targets = {name: torch.as_tensor(value).to(device) for name, value in batch.targets.items()}
         hidden = model.bert.encode(tokens)
         scores = {part.name: part.score(model, hidden, tokens, targets) for part in self.parts}
         return Outcome(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,17 +24,16 @@ from bert.data.rows import (
     training_examples,
 )
 from bert.evaluation import check_label, evaluate
-from bert.metrics import plots
 from bert.model.precision import default_device, resolve_precision
 from bert.predictor import Predictor
-from bert.report import Card, Report, write_card
+from bert.recipes.reporting import finetuning_report
 from bert.run import open_run
 from bert.tasks.classification import Classification
 from bert.tasks.task import load_task
 from bert.text.corpus import content_hash
 from bert.text.tokenizer import Encoded
 from bert.training.loop import LoopSettings, train
-from bert.training.optim import Budget, adamw
+from bert.training.optim import Budget, build_optimizer
 from bert.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -136,11 +134,11 @@ def finetune(
         "limit": settings.max_length,
         "truncated": sum(row.truncated for row in encoded),
     }
-    _write_json(run / "data_report.json", facts)
+    log.write_json(run / "data_report.json", facts)
     _tell(facts)
 
     steps = settings.epochs * -(-len(encoded) // settings.batch_size)
-    optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
+    optimizer = build_optimizer(model, "adamw", settings.learning_rate, settings.weight_decay)
     metrics = log.MetricsFile(run / "metrics.jsonl")
     state = TrainingState()
     if resume and (latest := latest_checkpoint(run / "checkpoints")):
@@ -173,7 +171,9 @@ def finetune(
     write_model(run / "model", checkpoint)
     # Measured as it will be used: the model that was written, read again.
     figures = evaluate(Predictor(run / "model"), held_out, run)
-    _report(run, settings, facts, figures, metrics.read(), lengths, labels)
+    most_wrong = figures.pop("most_wrong")
+    log.write_json(run / "metrics.json", figures)
+    finetuning_report(run, settings, facts, figures, most_wrong, metrics.read(), lengths)
     accuracy, macro = figures["accuracy"], figures["macro"]["f1"]
     log.say(
         f"Held out ({figures['rows']:,} rows): accuracy {_interval(accuracy)}, "
@@ -187,7 +187,7 @@ def _step(
     encoded: Sequence[Encoded], truth: Sequence[int], settings: FinetuneSettings, step: int
 ) -> list[Batch]:
     """The micro-batches of one optimiser step."""
-    epoch, samples = step_samples(step, len(encoded), settings.batch_size, settings.seed)
+    _, samples = step_samples(step, len(encoded), settings.batch_size, settings.seed)
     tokens = sum(len(encoded[i].input_ids) for i in samples)
     parts = min(-(-tokens // settings.micro_batch_tokens), len(samples))
     return [
@@ -225,7 +225,8 @@ def _tell(facts: dict[str, Any]) -> None:
     )
     for reason, dropped in facts["train"]["dropped"].items():
         log.notice(
-            f"{dropped['rows']} rows were left out: {reason}.", where=", ".join(dropped["first"][:3])
+            f"{dropped['rows']} rows were left out: {reason}.",
+            where=", ".join(dropped["first"][:3]),
         )
     if facts["held_out_also_in_train"]:
         log.notice(
@@ -244,7 +245,3 @@ def _tell(facts: dict[str, Any]) -> None:
 
 def _interval(figure: dict[str, float]) -> str:
     return f"{figure['value']:.1%} [{figure['low']:.1%}, {figure['high']:.1%}]"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,19 +18,18 @@ from bert.config import Settings
 from bert.data.batches import Batch, step_samples
 from bert.data.instances import Spans, pair_batch, split_held_out
 from bert.data.shards import build_shards
-from bert.errors import UsageError
 from bert.families.family import load_family
-from bert.model.config import BertConfig
 from bert.model.precision import arithmetic, default_device, resolve_precision
 from bert.objectives.mlm import MaskedLM
 from bert.objectives.objective import Objective
 from bert.objectives.pairs import NextSentence
+from bert.recipes.reporting import pretraining_report
 from bert.recipes.tokenizer import corpus_tokenizer
 from bert.run import open_run
 from bert.text.corpus import corpus_files
 from bert.text.tokenizer import Tokenizer
 from bert.training.loop import LoopSettings, train
-from bert.training.optim import Budget, adamw
+from bert.training.optim import Budget, build_optimizer
 from bert.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 
 # Peak learning rate by size, for the default batch.
@@ -63,6 +61,7 @@ class PretrainSettings(Settings):
     micro_batch_tokens: int = Field(8192, gt=0)
     learning_rate: float | None = Field(None, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     dropout_rate: float = Field(0.1, ge=0, lt=1)
@@ -114,21 +113,22 @@ def pretrain(
         "held_out_tokens": held_out.token_count(),
         "vocabulary": tokenizer.vocab_size,
     }
-    _write_json(run / "data_report.json", facts)
+    log.write_json(run / "data_report.json", facts)
     log.say("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in facts.items()))
 
     family = load_family("bert")
     torch.manual_seed(settings.seed)
-    config = BertConfig(
+    config = replace(
+        family.sizes[settings.size],
         vocab_size=tokenizer.vocab_size,
-        max_position_embeddings=512,
         dropout_rate=settings.dropout_rate,
         positions=settings.positions,
         pad_token_id=tokenizer.pad_id,
-        **family.sizes[settings.size],
     )
     model = build("pretraining", config).to(device)
-    optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
+    optimizer = build_optimizer(
+        model, settings.optimizer, settings.learning_rate, settings.weight_decay
+    )
     objective = _objective(settings, tokenizer, settings.seed)
     metrics = log.MetricsFile(run / "metrics.jsonl")
     state = TrainingState()
@@ -167,7 +167,7 @@ def pretrain(
         step=state.step, seconds=round(state.seconds, 3), learning_rate=0.0, final=True, **figures
     )
     summary = {"steps": state.step, "seconds": round(state.seconds, 1), **figures}
-    _write_json(run / "metrics.json", summary)
+    log.write_json(run / "metrics.json", summary)
     write_model(
         run / "model",
         Checkpoint(
@@ -178,7 +178,7 @@ def pretrain(
             facts={"version": __version__, "task": "fill_mask", "corpus": shards.directory.name},
         ),
     )
-    _report(run, settings, facts, summary, metrics.read())
+    pretraining_report(run, settings, facts, summary, metrics.read())
     log.say(
         f"Held out: masked words {figures['held_out_mlm_accuracy']:.1%} right "
         f"(loss {figures['held_out_mlm_loss']:.3f}), next sentence "
@@ -206,7 +206,12 @@ def _objective(settings: PretrainSettings, tokenizer: Tokenizer, seed: int) -> O
 
 
 def _batch(
-    spans: Spans, samples: Any, settings: PretrainSettings, tokenizer: Tokenizer, epoch: int, seed: int
+    spans: Spans,
+    samples: Any,
+    settings: PretrainSettings,
+    tokenizer: Tokenizer,
+    epoch: int,
+    seed: int,
 ) -> Batch:
     return pair_batch(
         spans,
@@ -219,9 +224,7 @@ def _batch(
     )
 
 
-def _step(
-    spans: Spans, settings: PretrainSettings, tokenizer: Tokenizer, step: int
-) -> list[Batch]:
+def _step(spans: Spans, settings: PretrainSettings, tokenizer: Tokenizer, step: int) -> list[Batch]:
     """The micro-batches of one optimiser step."""
     epoch, samples = step_samples(step, len(spans), settings.batch_size, settings.seed)
     parts = -(-len(samples) * settings.sequence_length // settings.micro_batch_tokens)
@@ -241,29 +244,21 @@ def _evaluate(
 ) -> dict[str, float]:
     """Loss and accuracy of both objectives on held-out spans, the same masks every time."""
     objective = _objective(settings, tokenizer, EVALUATION_SEED)
-    totals: Counter[str] = Counter()
+    totals: dict[str, float] = defaultdict(float)
     model.eval()
     for start in range(0, min(len(spans), most), EVALUATION_BATCH):
         samples = np.arange(start, min(start + EVALUATION_BATCH, len(spans), most))
         batch = objective.prepare(_batch(spans, samples, settings, tokenizer, 0, EVALUATION_SEED))
         with torch.no_grad(), arithmetic(settings.precision, device):
             outcome = objective.losses(model, batch, device)
-        for name, count in objective.counts(batch).items():
-            totals[f"{name}_count"] += count
+        for name, asked in objective.counts(batch).items():
+            totals[f"{name}_count"] += asked
             totals[f"{name}_loss"] += outcome.losses[name].item()
             totals[f"{name}_correct"] += outcome.correct[name].item()
     figures: dict[str, float] = {}
     for name in ("mlm", "nsp"):
-        count = max(totals[f"{name}_count"], 1)
+        count = max(totals[f"{name}_count"], 1.0)
         figures[f"held_out_{name}_loss"] = totals[f"{name}_loss"] / count
         figures[f"held_out_{name}_accuracy"] = totals[f"{name}_correct"] / count
         figures[f"held_out_{name}_answers"] = totals[f"{name}_count"]
     return figures
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _report(run, settings, facts, summary, rows):
-    pass

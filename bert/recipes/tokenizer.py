@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from bert import log
 from bert.cache import cached, key_of
-from bert.errors import UsageError
+from bert.config import Settings
+from bert.errors import DataError, UsageError
 from bert.text.corpus import content_hash, documents
 from bert.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_wordpiece
 
 VERSION = 1
+
+
+class TokenizerSettings(Settings):
+    """All of ``bert tokenizer``."""
+
+    vocab_size: int = Field(30522, gt=len(SPECIAL_TOKENS), lt=2**31)
+    lowercase: bool = True
+    text_column: str = "text"
 
 
 def corpus_tokenizer(
@@ -30,20 +41,22 @@ def corpus_tokenizer(
 
     def build(stage: Path) -> None:
         log.say("Training the tokenizer.")
-        train_wordpiece(
-            (document.text for document in documents(corpus, text_column)),
-            vocab_size=vocab_size,
-            lowercase=lowercase,
-            max_length=max_length,
-        ).save(stage)
+        try:
+            train_wordpiece(
+                (document.text for document in documents(corpus, text_column)),
+                vocab_size=vocab_size,
+                lowercase=lowercase,
+                max_length=max_length,
+            ).save(stage)
+        except DataError as error:
+            error.where = error.where or ", ".join(str(path) for path in corpus)
+            raise
 
     key = key_of(VERSION, content_hash(corpus), text_column, vocab_size, lowercase, max_length)
     return Tokenizer.load(cached("tokenizers", key, build))
 
 
-def train_tokenizer(
-    corpus: Sequence[Path], out: Path, *, text_column: str, vocab_size: int, lowercase: bool
-) -> Tokenizer:
+def train_tokenizer(corpus: Sequence[Path], settings: TokenizerSettings, out: Path) -> Tokenizer:
     """Train a tokenizer and write its files to a folder.
 
     Raises:
@@ -54,11 +67,16 @@ def train_tokenizer(
         raise UsageError("The output folder is in use.", where=str(out), fix="choose another --out")
     tokenizer = corpus_tokenizer(
         corpus,
-        text_column=text_column,
-        vocab_size=vocab_size,
-        lowercase=lowercase,
+        text_column=settings.text_column,
+        vocab_size=settings.vocab_size,
+        lowercase=settings.lowercase,
         max_length=512,
     )
-    tokenizer.save(out)
+    try:
+        tokenizer.save(out)
+    except BaseException:
+        for name in tokenizer.files:
+            (out / name).unlink(missing_ok=True)
+        raise
     log.say(f"{tokenizer.vocab_size:,} tokens in {out}")
     return tokenizer

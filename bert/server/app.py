@@ -43,8 +43,8 @@ class Predictor(Protocol):
     texts_per_row: int
     max_length: int
 
-    def __call__(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, Any]]:
-        """One dictionary for each row, a row being ``texts_per_row`` texts.
+    def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+        """One dictionary for each row: a text, or a pair where ``texts_per_row`` is 2.
 
         Raises:
             DataError: for a text that the model cannot take.
@@ -82,8 +82,8 @@ def read_text(text: str, place: str = "") -> str:
     return text
 
 
-def read_row(value: object) -> str | list[str]:
-    """One row: a string, or a list of two strings.
+def read_row(value: object) -> str | tuple[str, str]:
+    """One row: a string, or a list of two strings, which becomes a pair.
 
     Raises:
         PydanticCustomError: named ``wrong_type``, or as `read_text`.
@@ -92,12 +92,12 @@ def read_row(value: object) -> str | list[str]:
         return read_text(value)
     if isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value):
         first, second = value
-        return [read_text(first, " of its first text"), read_text(second, " of its second text")]
+        return read_text(first, " of its first text"), read_text(second, " of its second text")
     raise PydanticCustomError("wrong_type", "must be a string, or a list of two strings")
 
 
 Row = Annotated[
-    str | list[str], PlainValidator(read_row, json_schema_input_type=str | tuple[str, str])
+    str | tuple[str, str], PlainValidator(read_row, json_schema_input_type=str | tuple[str, str])
 ]
 
 

@@ -83,7 +83,7 @@ function bars(pairs) {
   const sorted = [...pairs].sort((one, other) => other[1] - one[1]);
   for (const [label, value] of sorted.slice(0, shown)) {
     const item = make("li", "");
-    const name = make("span", "label", label === "" ? "∅" : label);
+    const name = make("span", "label", label || "∅");
     name.dir = "auto";
     const track = make("div", "track");
     const bar = make("div", "bar");
@@ -101,23 +101,23 @@ function show(...elements) {
 }
 
 function headline(text) {
-  const element = make("p", "headline", text);
+  const element = make("p", "headline", text || "∅");
   element.dir = "auto";
   return element;
 }
 
 function showPrediction(prediction) {
+  const parts = [];
   if (info.task === "fill_mask") {
-    const parts = [headline(prediction.text)];
+    if (prediction.text !== undefined) parts.push(headline(prediction.text));
     prediction.masks.forEach((tokens, index) => {
       if (prediction.masks.length > 1) parts.push(make("h3", "", say.gap(index + 1)));
       parts.push(...bars(tokens.map((each) => [each.token, each.probability])));
     });
     if (prediction.masks.length === 0) parts.push(make("p", "note", say.noMask));
-    show(...parts);
-    return;
+  } else {
+    parts.push(headline(prediction.label), ...bars(Object.entries(prediction.probabilities)));
   }
-  const parts = [headline(prediction.label), ...bars(Object.entries(prediction.probabilities))];
   if (prediction.truncated) parts.push(make("p", "note", say.truncated(info.max_length)));
   show(...parts);
 }

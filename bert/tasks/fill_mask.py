@@ -35,13 +35,13 @@ class FillMask(Task):
                     f"The text has no {mask}"
                     + (f" in its first {self.max_length} tokens." if row.truncated else "."),
                     where=f"text {i + 1}",
-                    fix=f'write {mask} where a word is to be guessed: "Paris is the {mask} of France."',
+                    fix=f'write {mask} for the word to guess: "Paris is the {mask} of France."',
                 )
         return encoded
 
     def answer(self, model: nn.Module, tokens: Tokens) -> list[Answer]:
         """``{"masks": [[{"token": word, "probability": p}, ...], ...]}`` for each sequence."""
-        places = (tokens.input_ids == self.tokenizer.mask_id).nonzero().flatten()
+        places = torch.eq(tokens.input_ids, self.tokenizer.mask_id).nonzero().flatten()
         hidden = model.bert.encode(tokens)[places]  # type: ignore[operator,union-attr]
         logits: torch.Tensor = model.word_logits(hidden)  # type: ignore[operator]
         best = logits.float().softmax(dim=-1).topk(min(SUGGESTIONS, logits.shape[-1]))

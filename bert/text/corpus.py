@@ -144,10 +144,11 @@ def _no_column(wanted: str, there_are: list[str], where: str) -> DataError:
 
 
 def content_hash(paths: Sequence[Path]) -> str:
-    """SHA-256, in hex, of what the files hold, whatever their names.
+    """SHA-256, in hex, of what the files hold, whatever their names but for the suffix.
 
-    The files are taken in sorted order, each as the bytes stored followed by their number, so
-    that moving text from one file to the next changes the hash.
+    The files are taken in sorted order, each as its format and the bytes stored followed by
+    their number, so that moving text from one file to the next changes the hash, and so does
+    reading the same bytes as another format.
 
     Raises:
         DataError: as ``corpus_files``.
@@ -155,6 +156,7 @@ def content_hash(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(corpus_files(paths)):
         size = 0
+        digest.update(f"{files.format_of(path)} {path.suffix.lower()}\n".encode())
         with files.open_raw(path) as file:
             while block := file.read(2**20):
                 digest.update(block)

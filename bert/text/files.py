@@ -91,8 +91,16 @@ def format_of(path: Path) -> str:
             where=str(path),
             fix=_shell(COMPRESSIONS[compression], "-d", path),
         )
+    if path.is_dir():
+        raise _is_folder(path)
     fix = "rename or convert it to one of these"
-    if suffix == ".json":
+    if suffix in (".doc", ".docx", ".odt", ".rtf", ".pdf", ".html", ".htm", ".epub"):
+        fix = "save it as plain text in UTF-8, with the suffix .txt"
+    elif suffix == ".zip":
+        fix = _shell("unzip", path) + "  # then give what was in it"
+    elif suffix in (".tar", ".tgz"):
+        fix = _shell("tar", "-xf", path) + "  # then give what was in it"
+    elif suffix == ".json":
         fix = f"jq -c '.[]' {_quote(path)} > {_quote(path.with_suffix('.jsonl'))}"
     elif suffix in (".xls", ".xlsx", ".ods"):
         fix = "save the sheet as CSV UTF-8"
@@ -126,11 +134,7 @@ def open_raw(path: Path) -> io.BufferedReader:
     except FileNotFoundError:
         raise _missing(path) from None
     except IsADirectoryError:
-        raise DataError(
-            "A folder was given where one file is needed.",
-            where=str(path),
-            fix=f"name one file in it: {_shell('ls', path)}",
-        ) from None
+        raise _is_folder(path) from None
     except PermissionError:
         raise DataError(
             "The file may not be read.", where=str(path), fix=_shell("chmod", "u+r", path)
@@ -141,6 +145,14 @@ def open_raw(path: Path) -> io.BufferedReader:
             where=str(path),
             fix="check the name",
         ) from None
+
+
+def _is_folder(path: Path) -> DataError:
+    return DataError(
+        "A folder was given where one file is needed.",
+        where=str(path),
+        fix=f"name one file in it: {_shell('ls', path)}",
+    )
 
 
 def _missing(path: Path) -> DataError:

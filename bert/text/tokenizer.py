@@ -51,14 +51,17 @@ class Tokenizer:
         self.backend = backend
         self.files = files
         settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-        names = {}
+        names: dict[str, str] = {}
+        numbers: dict[str, int] = {}
         for role, default in SPECIAL_TOKENS.items():
             value = settings.get(role) or default
             names[role] = value["content"] if isinstance(value, dict) else value
-            if backend.token_to_id(names[role]) is None:
+            number = backend.token_to_id(names[role])
+            if number is None:
                 raise ModelError(f"The tokenizer has no {role} {names[role]!r}.")
+            numbers[role] = number
         self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (
-            backend.token_to_id(names[role]) for role in SPECIAL_TOKENS
+            numbers[role] for role in SPECIAL_TOKENS
         )
         self.mask_token: str = names["mask_token"]
 
@@ -113,7 +116,13 @@ class Tokenizer:
                 backend = Backend.from_str(files["tokenizer.json"].decode("utf-8"))
             elif "vocab.txt" in files:
                 settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-                words = files["vocab.txt"].decode("utf-8").replace("\r\n", "\n").rstrip("\n").split("\n")
+                words = (
+                    files["vocab.txt"]
+                    .decode("utf-8")
+                    .replace("\r\n", "\n")
+                    .rstrip("\n")
+                    .split("\n")
+                )
                 backend = _wordpiece(
                     {word: number for number, word in enumerate(words)},
                     lowercase=bool(settings.get("do_lower_case", True)),
@@ -122,7 +131,7 @@ class Tokenizer:
                 raise ModelError(
                     "There is no tokenizer here.",
                     where=str(directory),
-                    fix="the directory needs tokenizer.json or vocab.txt beside config.json",
+                    fix="it needs tokenizer.json or vocab.txt: bert tokenizer CORPUS --out DIR",
                 )
             backend.no_padding()
             return cls(backend, files)

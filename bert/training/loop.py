@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -147,7 +147,8 @@ def train(
             # Dropout depends on the step alone, not on what was drawn before.
             torch.manual_seed(settings.seed * 1_000_003 + state.step)
             model.train()
-            figures: Counter[str] = Counter({f"{name}_count": n for name, n in counts.items()})
+            figures: dict[str, float] = defaultdict(float)
+            figures.update({f"{name}_count": n for name, n in counts.items()})
             for batch in batches:
                 with arithmetic(settings.precision, device):
                     outcome = objective.losses(model, batch, device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from bert.errors import UsageError
+
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,49 @@ def linear_schedule(progress: float, warmup: float) -> float:
     return (1.0 - progress) / (1.0 - warmup)
 
 
-def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with bias correction; no decay on biases and norms."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+def build_optimizer(
+    model: nn.Module, name: str, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimiser of this name over a model's weights.
+
+    ``adamw`` (Loshchilov & Hutter 2019) is that of BERT, with bias correction and without
+    decay on biases and norms. ``muon`` (Jordan et al. 2024) takes the matrices of the layers
+    and leaves embeddings, heads, biases and norms to AdamW; its updates are scaled to the
+    size of AdamW's (Liu et al. 2025), so that both share one learning rate.
+
+    Raises:
+        UsageError: there is no such optimiser.
+    """
+    if name not in OPTIMIZERS:
+        raise UsageError(f"There is no optimizer {name!r}.", fix=f"one of {', '.join(OPTIMIZERS)}")
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    inside = {key for key, p in trained.items() if p.dim() == 2 and ".layers." in key}
+    matrices = [p for key, p in trained.items() if name == "muon" and key in inside]
+    rest = [p for key, p in trained.items() if name != "muon" or key not in inside]
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    on_fused = {p.device.type for p in decayed + plain} <= {"cpu", "cuda"}
-    return torch.optim.AdamW(groups, lr=learning_rate, eps=1e-6, fused=on_fused)
+    fused = {p.device.type for p in rest} <= {"cpu", "cuda"}
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, eps=1e-6, fused=fused)
+    if not matrices:
+        return adamw
+    muon = torch.optim.Muon(
+        matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return _Together([muon, adamw])
+
+
+class _Together(torch.optim.Optimizer):
+    """Optimisers of different weights as one, sharing its groups and its state."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of each."""
+        for part in self.parts:
+            part.step()

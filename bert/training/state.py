@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bert import log
 from bert.errors import ModelError
@@ -121,14 +121,13 @@ def load_checkpoint(
             where=str(path),
             fix="use the settings in config.yaml of the run, or --overwrite",
         ) from None
-    for name, parameter in model.named_parameters():
-        moments: dict[str, Tensor] = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors.get(f"optimizer.{key}.{name}")
-            if value is not None:
-                moments[key] = value.to(parameter.device)
-        if moments:
-            optimizer.state[parameter] = moments
+    parameters = dict(model.named_parameters())
+    for entry, value in tensors.items():
+        part, key, name = entry.split(".", 2)
+        if part == "optimizer":
+            # The count of steps stays on the CPU, where torch keeps it.
+            device = parameters[name].device if value.dim() else value.device
+            optimizer.state[parameters[name]][key] = value.to(device)
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return TrainingState(**state)
 

@@ -46,7 +46,7 @@ class FakePredictor:
         self.running = threading.Semaphore(0)
         self.release = threading.Event()
 
-    def __call__(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, Any]]:
+    def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
         self.calls.append(list(texts))
         self.threads.add(threading.get_ident())
         if "wait" in texts:
@@ -127,7 +127,7 @@ def test_a_pair_model_takes_lists_of_two_and_nothing_else() -> None:
     predictor = FakePredictor(texts_per_row=2)
     with serving(predictor) as client:
         assert post(client, [["a", "b"], ["c", "d"]]).status_code == 200
-        assert predictor.calls == [[["a", "b"], ["c", "d"]]]
+        assert predictor.calls == [[("a", "b"), ("c", "d")]]
         for texts in (["a"], [["a"]], [["a", "b", "c"]], [["a", "b"], "c"], [["a", 1]]):
             assert error_of(response := post(client, texts))["type"] == "invalid_request"
             assert response.status_code == 422

@@ -1,0 +1,48 @@
+# make demo   the whole path on this machine, in a few minutes
+# make test   the tests; make check: formatting, lint and types
+# Each makes its own .venv and installs what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow check format docs bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/bert demo
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.development
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.development
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.development
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.development
+	$(BIN)/python benchmarks/attention.py
+
+docs: $(VENV)/.development
+	$(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[serve]'
+	touch $@
+
+$(VENV)/.development: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[serve,test,lint]'
+	touch $@

@@ -1,0 +1,458 @@
+"""The command ``bert``: one verb for each recipe; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+import typer.main
+from typer.core import TyperCommand
+
+from bert.errors import BertError, Interrupted, OutOfMemoryError, UsageError
+
+if TYPE_CHECKING:
+    from bert.config import Settings
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room for what is written
+
+app = typer.Typer(
+    name="bert",
+    help="Your own BERT from your own text and labels.",
+    epilog="Every setting of a command can be given as key=value; --debug shows tracebacks.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path | None, typer.Option(help="Run folder; runs/COMMAND-N without it.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the run folder first.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings.")]
+Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+Text = Annotated[list[str] | None, typer.Option(help="Column of texts; twice for pairs.")]
+Label = Annotated[str | None, typer.Option(help="Column of labels.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder or model directory.")]
+CorpusArgument = Annotated[
+    list[str], typer.Argument(metavar="CORPUS... [KEY=VALUE]...", help="Files or folders of text.")
+]
+
+
+S = TypeVar("S", bound="Settings")
+
+
+def _settings(
+    kind: type[S], config: Path | None, assignments: list[str] | None, **options: Any
+) -> S:
+    """Settings from a file, over which go key=value and options."""
+    from bert.config import parse_assignments, read_yaml
+
+    values = read_yaml(config) if config else {}
+    places = dict.fromkeys(values, str(config))
+    assigned = parse_assignments(assignments or [])
+    places |= {item.partition("=")[0]: item for item in assignments or []}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in assigned.keys() & given.keys():
+        raise UsageError(f"{name} is given twice.", where=places[name], fix="give it only once")
+    places |= {name: f"--{name.replace('_', '-')}" for name in given}
+    return kind.of(values | assigned | given, places)
+
+
+def _settings_of(command: str) -> type[Settings] | None:
+    """The class of a command's settings, for its help and its messages."""
+    if command == "tokenizer":
+        from bert.recipes.tokenizer import TokenizerSettings
+
+        return TokenizerSettings
+    if command == "pretrain":
+        from bert.recipes.pretrain import PretrainSettings
+
+        return PretrainSettings
+    if command == "finetune":
+        from bert.recipes.finetune import FinetuneSettings
+
+        return FinetuneSettings
+    return None
+
+
+class CommandWithSettings(TyperCommand):
+    """A command whose help ends with its settings and their defaults."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write those settings for which there is no option."""
+        kind = _settings_of(self.name or "")
+        assert kind is not None
+        own = {parameter.name for parameter in self.params}
+        with formatter.section("Settings, as KEY=VALUE, and what they are without"):
+            formatter.write_dl(
+                [
+                    (name, "automatic" if field.default is None else _written(field.default))
+                    for name, field in kind.model_fields.items()
+                    if name not in own and not field.is_required()
+                ]
+            )
+
+
+def _written(value: Any) -> str:
+    """A value as one writes it after ``key=``."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _corpus_and_assignments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Paths apart from key=value; a path with "=" in it counts as one where it exists."""
+    corpus = [item for item in arguments if "=" not in item or Path(item).exists()]
+    if not all(corpus):  # Path("") would be the current folder
+        raise UsageError("The name of a corpus is empty.", fix="is a variable of the shell unset?")
+    if not corpus:
+        raise UsageError("No corpus is given.", fix="name a file or folder of text")
+    return corpus, [item for item in arguments if item not in corpus]
+
+
+@app.command(cls=CommandWithSettings)
+def tokenizer(
+    corpus: CorpusArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the tokenizer's files.")],
+    vocab_size: Annotated[int | None, typer.Option(help="Tokens in the vocabulary.")] = None,
+    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case.")] = False,
+    text_column: Annotated[str | None, typer.Option(help="Column of text in tables.")] = None,
+) -> None:
+    """Train a WordPiece tokenizer."""
+    from bert.recipes.tokenizer import TokenizerSettings, train_tokenizer
+
+    paths, assignments = _corpus_and_assignments(corpus)
+    settings = _settings(
+        TokenizerSettings,
+        None,
+        assignments,
+        vocab_size=vocab_size,
+        lowercase=False if cased else None,
+        text_column=text_column,
+    )
+    train_tokenizer([Path(path) for path in paths], settings, out)
+
+
+@app.command(cls=CommandWithSettings)
+def pretrain(
+    corpus: CorpusArgument,
+    size: Annotated[str | None, typer.Option(help="tiny mini small medium base large")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train this long.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Or this many steps.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer.")] = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    config: ConfigFile = None,
+) -> None:
+    """Pretrain on your own text: masked words and next sentences."""
+    from bert.recipes.pretrain import PretrainSettings
+    from bert.recipes.pretrain import pretrain as run
+
+    paths, assignments = _corpus_and_assignments(corpus)
+    settings = _settings(
+        PretrainSettings,
+        config,
+        assignments,
+        corpus=paths,
+        size=size,
+        minutes=minutes,
+        steps=steps,
+        tokenizer=str(tokenizer) if tokenizer else None,
+    )
+    run(settings, out, resume=resume, overwrite=overwrite)
+
+
+@app.command(cls=CommandWithSettings)
+def finetune(
+    train: Annotated[str, typer.Argument(help="File of rows to learn from.")],
+    model: Annotated[str, typer.Option(help="Run folder, model directory or hub id.")],
+    assignments: Assignments = None,
+    dev: Annotated[str | None, typer.Option(help="File of rows to measure on.")] = None,
+    task: Annotated[str | None, typer.Option(help="classification")] = None,
+    text: Text = None,
+    label: Label = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    config: ConfigFile = None,
+) -> None:
+    """Fine-tune on your own labels."""
+    from bert.recipes.finetune import FinetuneSettings
+    from bert.recipes.finetune import finetune as run
+
+    settings = _settings(
+        FinetuneSettings,
+        config,
+        assignments,
+        train=train,
+        model=model,
+        dev=dev,
+        task=task,
+        text=text or None,
+        label=label,
+    )
+    run(settings, out, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(help="File of labelled rows.")],
+    text: Text = None,
+    label: Label = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON.")] = False,
+) -> None:
+    """Measure a fine-tuned model on labelled rows."""
+    from bert.recipes.evaluate import evaluate_file
+
+    evaluate_file(run, file, text or [], label, as_json=as_json)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(help="File of rows.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Answers, one JSON object a row.")],
+    text: Text = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Answer every row of a file."""
+    from bert.recipes.predict import predict_file
+
+    predict_file(run, file, out, text or [], overwrite=overwrite)
+
+
+@app.command(name="fill-mask")
+def fill_mask(
+    run: RunArgument,
+    text: Annotated[str, typer.Argument(help='Such as "Paris is the [MASK] of France."')],
+    as_json: Annotated[bool, typer.Option("--json", help="Suggestions as JSON.")] = False,
+) -> None:
+    """Guess the masked words of a text."""
+    from bert.recipes.predict import fill_masks
+
+    fill_masks(run, text, as_json=as_json)
+
+
+@app.command()
+def serve(
+    run: RunArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+) -> None:
+    """Serve a model over HTTP, with a page to try it."""
+    from bert.recipes.serve import serve_model
+
+    serve_model(run, host, port)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="File of rows.")],
+    task: Annotated[str, typer.Option(help="classification")] = "classification",
+    text: Text = None,
+    label: Label = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Look over a file of rows before training."""
+    from bert.recipes.check import check_file
+
+    check_file(file, task, text or [], label, as_json=as_json)
+
+
+@app.command()
+def info(
+    directory: Annotated[str, typer.Argument(help="Run folder, model directory or hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Facts as JSON.")] = False,
+) -> None:
+    """Tell what a model is."""
+    from bert.recipes.info import describe
+
+    describe(directory, as_json=as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
+    minutes: Annotated[float | None, typer.Option(help="Minutes of pretraining.")] = None,
+) -> None:
+    """The whole path in a few minutes, on the documentation that Python carries."""
+    from bert.recipes.demo import MINUTES, run_demo
+
+    run_demo(out, MINUTES if minutes is None else minutes)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from bert import __version__
+
+        print(f"bertsmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code of what happened."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        code = _run([item for item in arguments if item != "--debug"])
+        _flush()
+    except BertError as error:
+        if debug:
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = _interrupted_code(signal.SIGINT)
+    except Exception as error:
+        if debug:
+            raise
+        known = _known(error)
+        if known is None:
+            known = BertError(
+                f"Something unforeseen went wrong: {type(error).__name__}: {error}",
+                fix="repeat the command with --debug for a traceback, and report it",
+            )
+        print(f"Error: {known}", file=sys.stderr)
+        code = known.exit_code
+    sys.exit(code)
+
+
+def _flush() -> None:
+    """Write what is left for standard output while a failure can still be told."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would try the same text again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of a command; usage errors of the parser become ours."""
+    # The parser's base error is public only through its subclasses.
+    parser_error: type[Any] = typer.BadParameter.__mro__[2]
+    try:
+        result = app(args=arguments, prog_name="bert", standalone_mode=False)
+    except parser_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            return UsageError.exit_code
+        raise _usage_error(error, arguments) from None
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return result if isinstance(result, int) else 0
+
+
+def _usage_error(error: Any, arguments: list[str]) -> UsageError:
+    """What the parser refuses, in our words."""
+    parser: Any = typer.main.get_command(app)
+    commands = parser.commands
+    command = arguments[0] if arguments and arguments[0] in commands else None
+    if command is None and arguments and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], commands, n=1)
+        return UsageError(
+            f"There is no command {arguments[0]!r}.",
+            fix=f"did you mean {near[0]}?" if near else "bert --help",
+        )
+    help_command = f"bert {command} --help" if command else "bert --help"
+    what: str = error.format_message()
+    option: str = getattr(error, "option_name", None) or ""
+    if type(error).__name__ != "NoSuchOption":
+        parameter = getattr(error, "param", None)
+        for option in getattr(parameter, "opts", ()):
+            if what.startswith("Invalid") and (value := _value_of(option, arguments)):
+                what = f"{what.removesuffix('.')} (got {value!r})."
+        return UsageError(what, fix=help_command)
+    if not option.startswith("--"):  # -epochs 3: the parser saw only -e
+        option = next((s for s in arguments if s.startswith(option)), option).partition("=")[0]
+    name = option.lstrip("-").replace("-", "_")
+    fix = help_command
+    kind = _settings_of(command or "")
+    parser = commands[command] if command else parser
+    options = {
+        opt.lstrip("-").replace("-", "_"): opt
+        for parameter in parser.params
+        for opt in parameter.opts
+        if opt.startswith("--")
+    }
+    near = difflib.get_close_matches(name, [*options, *(kind.model_fields if kind else ())], n=1)
+    if near and near[0] in options:
+        fix = f"did you mean {options[near[0]]}?"
+    elif near:
+        fix = f"write it as a setting: {near[0]}={_value_of(option, arguments) or 'true'}"
+    return UsageError(f"There is no option {option}.", fix=fix)
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """What stands after an option, if anything does."""
+    for item, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        if item == option:
+            return None if following.startswith("-") and not following[1:2].isdigit() else following
+        if item.startswith(option + "="):
+            return item.removeprefix(option + "=")
+    return None
+
+
+def _known(error: Exception) -> BertError | None:
+    """Failures of the machine, in words."""
+    text = str(error)
+    if isinstance(error, MemoryError) or re.search(
+        "(not enough|out of|can(no|')t allocate) memory", text, re.IGNORECASE
+    ):
+        return OutOfMemoryError(
+            "The memory is used up.",
+            fix="lower micro_batch_tokens=, batch_size= or --size",
+        )
+    if isinstance(error, BrokenPipeError):
+        return BertError("The reader of the output has gone.", fix="let it read to the end")
+    if isinstance(error, OSError):
+        name = str(error.filename) if error.filename else None
+        if error.errno in FULL or "requested and" in text:  # numpy tells no reason
+            return _full(error.errno or errno.ENOSPC, name)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return UsageError(
+                "That may not be written or read.", where=name, fix="choose another folder"
+            )
+        if name is not None:
+            return UsageError(f"{error.strerror or text}.", where=name, fix="check the name")
+    if found := re.search(r"I/?O error.*\(os error (\d+)\)", text):  # safetensors, in Rust
+        number = int(found[1])
+        return _full(number, None) if number in FULL else BertError(f"{os.strerror(number)}.")
+    return None
+
+
+def _full(number: int, name: str | None) -> BertError:
+    what = {
+        errno.EFBIG: "The file is larger than this system allows (ulimit -f).",
+        errno.EDQUOT: "Your quota of disk space is used up.",
+    }.get(number, "The disk is full.")
+    return BertError(
+        what, where=name, fix="make room and repeat the command; a run goes on with --resume"
+    )
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _interrupted_code(number: int) -> int:
+    print(f"Error: {Interrupted(number)}", file=sys.stderr)
+    return Interrupted(number).exit_code

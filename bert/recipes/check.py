@@ -1,0 +1,49 @@
+"""``bert check``: what training would find in a file of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bert.data.rows import choose_columns, sorted_labels, training_examples
+from bert.tasks.task import load_task
+
+FEW = 8  # rows below which a label can hardly be learnt
+
+
+def check_file(
+    file: Path, task: str, text: Sequence[str], label: str | None, *, as_json: bool
+) -> None:
+    """Read every row as training does, and print what is there.
+
+    Raises:
+        UsageError: there is no such task.
+        DataError: a fault that would stop training, with its row.
+    """
+    load_task(task)
+    text, label = choose_columns(file, text, label, labelled=True)
+    examples, report = training_examples(file, text, label)
+    names = sorted_labels([example.label or "" for example in examples], str(file))
+    summary = {"text": list(text), "label": label, **report.summary()}
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    print(
+        f"{report.rows:,} rows, {len(examples):,} usable; text: {', '.join(text)}; label: {label}"
+    )
+    for name in names:
+        share = report.labels[name] / len(examples)
+        few = "   few to learn from" if report.labels[name] < FEW else ""
+        print(f"  {name}: {report.labels[name]:,} ({share:.1%}){few}")
+    for reason, rows in report.dropped.items():
+        print(f"left out, {reason}: {report.dropped_counts[reason]:,}, such as {rows[0]}")
+    if report.duplicates:
+        print(f"the same text and label again: {report.duplicates:,} rows")
+    if report.contradictions:
+        print(f"the same text with another label: {report.contradictions:,} rows")
+    characters = summary["characters"]
+    print(
+        f"characters a row: median {characters['median']:,.0f}, 95% below "
+        f"{characters['95%']:,.0f}, longest {characters['longest']:,}"
+    )

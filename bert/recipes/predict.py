@@ -1,0 +1,130 @@
+"""``bert predict`` and ``bert fill-mask``: answers for a file of rows, or for one text."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bert import log
+from bert.data.rows import choose_columns, read_examples
+from bert.errors import DataError, UsageError
+from bert.predictor import TEXTS_AT_ONCE, Predictor
+
+
+def predict_file(name: str, file: Path, out: Path, text: Sequence[str], *, overwrite: bool) -> int:
+    """Write one answer a row, in order, with memory flat in the number of rows.
+
+    The file appears whole: it is written beside its place and moved there at the end.
+
+    Returns:
+        How many rows there were.
+
+    Raises:
+        ModelError, DataError, UsageError: as their names say.
+    """
+    # A device or pipe would be replaced by the file that is moved there.
+    if out.exists() and not out.is_file():
+        kind = "a folder" if out.is_dir() else "a device or pipe"
+        raise UsageError(f"The output is {kind}, not a file.", where=str(out), fix="-o FILE")
+    if out.exists() and file.exists() and out.samefile(file):
+        raise UsageError("The output is the input.", where=str(out), fix="choose another -o")
+    if out.exists() and not overwrite:
+        raise UsageError(
+            "The output file exists.", where=str(out), fix="choose another -o, or --overwrite"
+        )
+    if not out.parent.is_dir():
+        raise UsageError(
+            "There is no such folder.",
+            where=str(out.parent),
+            fix=f"mkdir -p {shlex.quote(str(out.parent))}",
+        )
+    predictor = Predictor(name)
+    source = read_examples(file, text_columns(predictor, file, text), None, labelled=False)
+    count = truncated = 0
+    target = out.resolve()  # a link stays, what it leads to is replaced
+    handle, stage = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as answers, log.Progress("Rows") as progress:
+            while chunk := list(islice(source, TEXTS_AT_ONCE)):
+                for answer in _answers(predictor, chunk):
+                    answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
+                    truncated += answer["truncated"]
+                count += len(chunk)
+                progress.update(count, f"{count:,}")
+        Path(stage).replace(target)
+    finally:
+        Path(stage).unlink(missing_ok=True)
+    if truncated:
+        log.notice(
+            f"{truncated:,} of {count:,} texts are longer than {predictor.max_length} tokens; "
+            "the model saw only their beginning.",
+            where=str(file),
+            fix='the rows with "truncated": true',
+        )
+    log.say(f"{count:,} answers in {out}")
+    return count
+
+
+def text_columns(predictor: Predictor, file: Path, text: Sequence[str]) -> tuple[str, ...]:
+    """The columns of texts: those named, or else those that the model was fine-tuned on.
+
+    Raises:
+        DataError: the file has no such columns, or the model takes another number of them.
+    """
+    text = text or predictor.facts.get("text_columns") or []
+    chosen, _ = choose_columns(file, text, None, labelled=False)
+    if len(chosen) != predictor.texts_per_row:
+        pair = predictor.texts_per_row == 2
+        raise DataError(
+            f"The model takes {'a pair of texts' if pair else 'one text'} a row, not the columns "
+            f"{', '.join(chosen)}.",
+            where=str(file),
+            fix="--text COLUMN --text COLUMN" if pair else "name one column: --text COLUMN",
+        )
+    return chosen
+
+
+def _answers(predictor: Predictor, chunk: Sequence[Any]) -> list[dict[str, Any]]:
+    try:
+        return predictor([example.texts for example in chunk])
+    except DataError as error:
+        # The predictor counts texts from the start of the chunk; a person counts rows.
+        number = (error.where or "").removeprefix("text ")
+        if number.isdecimal():
+            error.where = chunk[int(number) - 1].where
+        raise
+
+
+def fill_masks(name: str, text: str, *, as_json: bool) -> None:
+    """Print the likeliest words for each mask.
+
+    Raises:
+        ModelError: the model cannot guess words.
+        DataError: the text has no mask.
+    """
+    predictor = Predictor(name)
+    if predictor.task != "fill_mask":
+        raise UsageError(
+            f"This model was fine-tuned for {predictor.task}; it guesses no words.",
+            where=str(predictor.directory),
+            fix="give a pretrained model",
+        )
+    answer = predictor(text)
+    if answer["truncated"]:
+        log.notice(
+            f"The text is longer than {predictor.max_length} tokens; the model saw only its "
+            "beginning.",
+            fix="shorten it",
+        )
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    for number, words in enumerate(answer["masks"], start=1):
+        for word in words:
+            print(f"{number}  {word['probability']:6.1%}  {word['token']}")
