@@ -34,6 +34,21 @@ def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return scores.softmax(dim=-1) @ value
 
 
+def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def times(kernel: Callable[[Tensor, Tensor, Tensor], Tensor], *inputs: Tensor) -> str:
+    def forward() -> None:
+        with torch.no_grad():
+            kernel(*inputs)
+
+    def both() -> None:
+        kernel(*inputs).sum().backward()
+
+    return f"{seconds(forward) * 1e3:8.1f} / {seconds(both) * 1e3:8.1f}"
+
+
 def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for kind in (torch.float32, torch.bfloat16):
@@ -49,17 +64,7 @@ def main() -> None:
                 torch.randn(batch, length, heads, size, dtype=kind).transpose(1, 2).requires_grad_()
                 for _ in range(3)
             )
-            cells = []
-            for kernel in (plain, F.scaled_dot_product_attention):
-
-                def forward(kernel: Callable[..., Tensor] = kernel) -> Tensor:
-                    with torch.no_grad():
-                        return kernel(query, key, value)
-
-                def both(kernel: Callable[..., Tensor] = kernel) -> None:
-                    kernel(query, key, value).sum().backward()
-
-                cells.append(f"{seconds(forward) * 1e3:8.1f} / {seconds(both) * 1e3:8.1f}")
+            cells = [times(kernel, query, key, value) for kernel in (plain, sdpa)]
             shape = f"{batch} x {heads} x {length} x {size}"
             print(f"{shape:>20} {str(kind).removeprefix('torch.'):9} {cells[0]:>20} {cells[1]:>20}")
 

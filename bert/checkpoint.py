@@ -197,7 +197,10 @@ def read_model(
         model = build(kind, config, len(labels))
     prefix = "bert." if kind == ENCODER else ""
     expected = {prefix + name: value.shape for name, value in model.state_dict().items()}
-    state, missing, left = family.from_disk(weights, config, kind)
+    try:
+        state, missing, left = family.from_disk(weights, config, kind)
+    except ModelError as error:
+        raise ModelError(error.what, where=str(directory), fix=_COPY) from None
     if not same_head:
         for name in family.heads[kind].weights:
             if name in state and not name.startswith(PRETRAINED_PARTS):
@@ -276,7 +279,11 @@ def write_model(directory: Path, checkpoint: Checkpoint) -> None:
         if directory.exists():
             old = stage.with_name(stage.name + "-old")
             directory.rename(old)
-            stage.rename(directory)
+            try:
+                stage.rename(directory)
+            except OSError:
+                old.rename(directory)
+                raise
             shutil.rmtree(old)
         else:
             stage.rename(directory)

@@ -116,5 +116,5 @@ class MetricsFile:
 
     def keep_until(self, step: int) -> None:
         """Drop the lines after ``step``: what a resumed run is about to write again."""
-        rows = [row for row in self.read() if row.get("step", 0) <= step]
+        rows = [row for row in self.read() if row.get("step", 0) <= step and "final" not in row]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

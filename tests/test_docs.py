@@ -90,18 +90,19 @@ def bert_commands() -> list[Any]:
 def test_commands_are_understood(words: list[str]) -> None:
     verb, rest = words[0], words[1:]
     assert verb in COMMANDS
-    given = COMMANDS[verb].make_context(verb, rest).params  # raises on an unknown option
+    # Raises on an unknown option; empties the list it is given.
+    given = COMMANDS[verb].make_context(verb, list(rest)).params
     values = parse_assignments([word for word in rest if re.match(r"\w+=", word)])
     kind = cli._settings_of(verb)
     if kind is None:
         assert not values
         return
-    needed = {name: field for name, field in kind.model_fields.items() if field.is_required()}
-    known = {name: value for name, value in given.items() if name in kind.model_fields and value}
-    known = {
-        name: str(value) if isinstance(value, Path) else value for name, value in known.items()
+    options = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in given.items()
+        if name in kind.model_fields and value is not None
     }
-    kind.of({**dict.fromkeys(needed, "x"), **known, **values})
+    kind.of({**options, **values})  # raises on an unknown name or an impossible value
 
 
 def test_there_are_commands_to_check() -> None:
@@ -141,12 +142,12 @@ def described(name: str, field: FieldInfo) -> tuple[str, str, str]:
         for bound, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
             if (value := getattr(limit, bound, None)) is not None:
                 words += f", {sign} {value}"
+    value = field.get_default(call_default_factory=True)
     if field.is_required():
         default = "required"
-    elif field.default is None:
+    elif value is None:
         default = "none"
     else:
-        value = field.default
         default = f"`{str(value).lower() if isinstance(value, bool) else value}`"
     return f"`{name}`", words, default
 

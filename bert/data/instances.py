@@ -104,6 +104,8 @@ def split_held_out(shards: Shards, room: int, share: float, seed: int) -> tuple[
             Spans(spans.tokens, spans.units, spans.first[part], spans.last[part], spans.limit[part])
             for part in (slice(cut), slice(cut, None))
         )
+        # No B reaches into what is held out.
+        train.limit[:] = train.units[held_out.first[0]]
     if not len(train) or not len(held_out):
         raise DataError(
             f"The corpus has only {len(shards.tokens):,} tokens, too few to train on.",

@@ -23,6 +23,7 @@ def initialize(module: nn.Module, initializer_range: float) -> None:
             nn.init.trunc_normal_(part.weight, std=initializer_range, a=-bound, b=bound)
         if isinstance(part, nn.Linear):
             nn.init.zeros_(part.bias)
+    for part in module.modules():  # last, because they are drawn above like every embedding
         if isinstance(part, BertEmbeddings):
             part.reset_positions()
 
@@ -86,14 +87,18 @@ class BERT(nn.Module):
         Raises:
             ModelError: shapes that do not agree, or more than ``max_position_embeddings``.
         """
+        self.check_length(input_ids)
+        tokens, places = pack(input_ids, token_type_ids, attention_mask)
+        return unpack(self.encode(tokens), places, *input_ids.shape)
+
+    def check_length(self, input_ids: Tensor) -> None:
+        """Raise a ModelError where [..., S] token numbers are longer than the positions."""
         if input_ids.shape[-1] > self.config.max_position_embeddings:
             raise ModelError(
                 f"A text of {input_ids.shape[-1]} tokens is longer than the "
                 f"{self.config.max_position_embeddings} positions of the model.",
                 fix="truncate it, or split it into windows",
             )
-        tokens, places = pack(input_ids, token_type_ids, attention_mask)
-        return unpack(self.encode(tokens), places, *input_ids.shape)
 
     def encode(self, tokens: Tokens) -> Tensor:
         """Packed tokens [T] -> hidden states [T, H]."""

@@ -48,6 +48,7 @@ class Head(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """A padded batch [B, S] -> [B, S, ...] or [B, ...]; zeros at padding."""
+        self.bert.check_length(input_ids)
         tokens, places = pack(input_ids, token_type_ids, attention_mask)
         logits = self.logits(tokens)
         return unpack(logits, places, *input_ids.shape) if self.padded else logits

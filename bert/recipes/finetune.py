@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from bert import __version__, log
-from bert.checkpoint import Checkpoint, find_model, read_model, write_model
+from bert.checkpoint import find_model, read_model, write_model
 from bert.config import Settings
 from bert.data.batches import Batch, pack_sequences, step_samples
 from bert.data.rows import (
@@ -48,7 +48,7 @@ class FinetuneSettings(Settings):
     model: str
     dev: str | None = None
     task: Literal["classification"] = "classification"
-    text: list[str] = []
+    text: list[str] = Field(default_factory=list)
     label: str | None = None
     epochs: int = Field(3, gt=0)
     batch_size: int = Field(32, gt=0)

@@ -131,11 +131,15 @@ def train(
         ThreadPoolExecutor(1) as ahead,
         log.Progress(label, total=1.0) as progress,
     ):
-        upcoming = ahead.submit(prepared, state.step)
-        while not budget.spent(state.step, state.seconds, step_seconds):
+
+        def leave_if_asked() -> None:
             if stop.signal_number is not None:
                 save()
                 raise Interrupted(stop.signal_number, fix="add --resume to go on from here")
+
+        upcoming = ahead.submit(prepared, state.step)
+        while not budget.spent(state.step, state.seconds, step_seconds):
+            leave_if_asked()
             batches = upcoming.result()
             upcoming = ahead.submit(prepared, state.step + 1)
             counts = sum((Counter(objective.counts(batch)) for batch in batches), Counter())
@@ -200,6 +204,7 @@ def train(
             if state.seconds - saved_at >= 60 * settings.checkpoint_minutes:
                 save()
                 state.seconds = saved_at = time.monotonic() - started
+        leave_if_asked()  # during the last step
         upcoming.cancel()
 
 

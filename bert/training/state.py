@@ -71,7 +71,10 @@ def save_checkpoint(
     flush(stage / MANIFEST)
     stage.rename(target)
     flush(directory)
-    for old in sorted(directory.glob("step-*"))[:-KEPT]:
+    found = sorted(directory.glob("step-*"))
+    end = found.index(target) + 1
+    # Later ones are damaged, or this run would have gone on from them.
+    for old in [*found[: max(end - KEPT, 0)], *found[end:]]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -145,6 +148,8 @@ def _faults(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if set(manifest) != {"state.json", "tensors"}:
+            return f"{MANIFEST} names other files"
         for name, fact in manifest.items():
             file = path / name
             if file.stat().st_size != fact["bytes"]:
