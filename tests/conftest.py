@@ -58,6 +58,5 @@ def tokenizer(corpus: Path) -> Tokenizer:
     from bert.text.tokenizer import train_wordpiece
 
     more = ["今天天气很好。我们去公园。今天很好。", "Café naïve déjà. Café naïve déjà."] * 3
-    return train_wordpiece(
-        [corpus.read_text(encoding="utf-8"), *more], vocab_size=160, lowercase=True, max_length=64
-    )
+    texts = [corpus.read_text(encoding="utf-8"), *more]
+    return train_wordpiece(lambda: texts, vocab_size=160, lowercase=True, max_length=64)

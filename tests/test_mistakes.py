@@ -114,7 +114,7 @@ def only_a_pickle(folder: Path) -> None:
 
 def larger_vocabulary(folder: Path) -> None:
     words = " ".join(f"w{i} w{i}" for i in range(300))
-    train_wordpiece([words], vocab_size=900, lowercase=True).save(folder)
+    train_wordpiece(lambda: [words], vocab_size=900, lowercase=True).save(folder)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -554,7 +554,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     (folder / "rows.csv").write_text(ROWS, "utf-8")
     (folder / "corpus.txt").write_text(CORPUS, "utf-8")
-    tokenizer = train_wordpiece(SENTENCES, vocab_size=120, lowercase=True)
+    tokenizer = train_wordpiece(lambda: SENTENCES, vocab_size=120, lowercase=True)
     config = BertConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=16,

@@ -21,11 +21,11 @@ from bert.text.tokenizer import Texts
 # Columns taken for text when none is named, in this order.
 TEXT_COLUMNS = (
     ("text",),
+    ("question", "sentence"),
     ("sentence",),
     ("text_a", "text_b"),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
-    ("question", "sentence"),
 )
 LABEL_COLUMN = "label"
 

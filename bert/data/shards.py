@@ -78,7 +78,8 @@ def _write(stage: Path, paths: Sequence[Path], text_column: str, tokenizer: Toke
         while chunk := list(islice(source, DOCUMENTS_AT_ONCE)):
             for pieces in _encoded(chunk, tokenizer):
                 lengths = [len(ids) for ids in pieces]
-                np.concatenate([np.asarray(ids, dtype=kind) for ids in pieces]).tofile(token_file)
+                tokens = np.concatenate([np.asarray(ids, dtype=kind) for ids in pieces])
+                token_file.write(tokens.tobytes())  # tofile() would pass over a full disk
                 _append(sentence_file, counts["tokens"] + np.cumsum(lengths))
                 counts["tokens"] += sum(lengths)
                 counts["sentences"] += len(lengths)
@@ -95,7 +96,7 @@ def _write(stage: Path, paths: Sequence[Path], text_column: str, tokenizer: Toke
 
 
 def _append(file: BinaryIO, values: Any) -> None:
-    np.asarray(values, dtype=np.int64).tofile(file)
+    file.write(np.asarray(values, dtype=np.int64).tobytes())
 
 
 def _encoded(chunk: list[Document], tokenizer: Tokenizer) -> Iterator[list[list[int]]]:

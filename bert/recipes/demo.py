@@ -26,12 +26,23 @@ from bert.predictor import Predictor
 from bert.recipes.finetune import FinetuneSettings, finetune
 from bert.recipes.pretrain import PretrainSettings, pretrain
 
-MINUTES = 2.5
-TRAINING_ROWS = 1000
+MINUTES = 2.75
+TRAINING_ROWS = 400
 HELD_OUT_SHARE = 0.35
 SHORTEST = 40  # characters; shorter docstrings say too little
 SEED = 1
-EPOCHS = 8
+# A few minutes and 400,000 tokens: a tiny network, an optimiser that learns fast, more masks.
+PRETRAINING = {
+    "size": "tiny",
+    "vocab_size": 8000,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "optimizer": "muon",
+    "mask_rate": 0.3,
+    "dropout_rate": 0.0,
+}
+EPOCHS = 30
+LEARNING_RATE = 1e-3  # the best of 5e-4, 1e-3 and 2e-3 for the network without pretraining
 
 # The parts of the library, after the chapters of its reference.
 PARTS = {
@@ -91,11 +102,9 @@ def run_demo(out: Path, minutes: float) -> Path:
         PretrainSettings.of(
             {
                 "corpus": [str(data / "corpus.txt")],
-                "size": "mini",
                 "minutes": minutes,
-                "vocab_size": 8000,
-                "batch_size": 32,
                 "seed": SEED,
+                **PRETRAINING,
             }
         ),
         out / "pretrained",
@@ -139,6 +148,7 @@ def _finetune(data: Path, model: Path, out: Path) -> Path:
                 "dev": str(data / "held_out.csv"),
                 "model": str(model),
                 "epochs": EPOCHS,
+                "learning_rate": LEARNING_RATE,
                 "max_length": 128,
                 "seed": SEED,
             }

@@ -27,7 +27,7 @@ from bert.evaluation import check_label, evaluate
 from bert.model.precision import default_device, resolve_precision
 from bert.predictor import Predictor
 from bert.recipes.reporting import finetuning_report
-from bert.run import open_run
+from bert.run import choose_folder, open_run
 from bert.tasks.classification import Classification
 from bert.tasks.task import load_task
 from bert.text.corpus import content_hash
@@ -40,8 +40,9 @@ from bert.training.state import TrainingState, latest_checkpoint, load_checkpoin
 class FinetuneSettings(Settings):
     """All of ``bert finetune``; lengths in tokens, rates as shares.
 
-    Epochs, batch, warm-up and decay are those of Devlin et al. 2018, appendix A.3. The rate
-    is theirs (5e-5) for 768 wide models and grows as 768 / width for smaller ones.
+    Epochs and batch are in the ranges of Devlin et al. 2018, appendix A.3; warm-up over a
+    tenth, then linear decay, as in their code. The rate is theirs (5e-5) for 768 wide models
+    and grows as 768 / width for smaller ones.
     """
 
     train: str
@@ -59,7 +60,7 @@ class FinetuneSettings(Settings):
     clip_norm: float = Field(1.0, gt=0)
     max_length: int | None = Field(None, ge=8)
     held_out: float = Field(0.1, gt=0, lt=1)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**32)
     deterministic: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = Field(10, gt=0)
@@ -80,10 +81,11 @@ def finetune(
     """
     device = default_device()
     load_task(settings.task)
+    folder = choose_folder(out, "finetune", resume=resume, overwrite=overwrite)
     path = Path(settings.train)
     text, label = choose_columns(path, settings.text, settings.label, labelled=True)
     examples, report = training_examples(path, text, label)
-    labels = sorted_labels([example.label or "" for example in examples])
+    labels = sorted_labels([example.label or "" for example in examples], settings.train)
     if settings.dev is not None:
         held_out, dev_report = training_examples(Path(settings.dev), text, label)
         for example in held_out:
@@ -108,7 +110,7 @@ def finetune(
         }
     )
     assert settings.learning_rate is not None
-    run = open_run(out, "finetune", settings, resume=resume, overwrite=overwrite)
+    run = open_run(folder, "finetune", settings, resume=resume, overwrite=overwrite)
     torch.use_deterministic_algorithms(settings.deterministic)
 
     checkpoint.facts = {

@@ -25,7 +25,7 @@ from bert.objectives.objective import Objective
 from bert.objectives.pairs import NextSentence
 from bert.recipes.reporting import pretraining_report
 from bert.recipes.tokenizer import corpus_tokenizer
-from bert.run import open_run
+from bert.run import choose_folder, open_run
 from bert.text.corpus import corpus_files
 from bert.text.tokenizer import Tokenizer
 from bert.training.loop import LoopSettings, train
@@ -69,7 +69,7 @@ class PretrainSettings(Settings):
     positions: Literal["learned", "sinusoidal"] = "learned"
     held_out: float = Field(0.05, gt=0, lt=1)
     held_out_samples: int = Field(1024, gt=0)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**32)
     deterministic: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = Field(10, gt=0)
@@ -99,8 +99,7 @@ def pretrain(
         }
     )
     assert settings.learning_rate is not None
-    run = open_run(out, "pretrain", settings, resume=resume, overwrite=overwrite)
-    torch.use_deterministic_algorithms(settings.deterministic)
+    folder = choose_folder(out, "pretrain", resume=resume, overwrite=overwrite)
 
     tokenizer = _tokenizer(settings, corpus)
     shards = build_shards(corpus, settings.text_column, tokenizer)
@@ -113,6 +112,8 @@ def pretrain(
         "held_out_tokens": held_out.token_count(),
         "vocabulary": tokenizer.vocab_size,
     }
+    run = open_run(folder, "pretrain", settings, resume=resume, overwrite=overwrite)
+    torch.use_deterministic_algorithms(settings.deterministic)
     log.write_json(run / "data_report.json", facts)
     log.say("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in facts.items()))
 

@@ -14,7 +14,7 @@ from bert.errors import DataError, UsageError
 from bert.text.corpus import content_hash, documents
 from bert.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_wordpiece
 
-VERSION = 1
+VERSION = 2
 
 
 class TokenizerSettings(Settings):
@@ -43,7 +43,7 @@ def corpus_tokenizer(
         log.say("Training the tokenizer.")
         try:
             train_wordpiece(
-                (document.text for document in documents(corpus, text_column)),
+                lambda: (document.text for document in documents(corpus, text_column)),
                 vocab_size=vocab_size,
                 lowercase=lowercase,
                 max_length=max_length,

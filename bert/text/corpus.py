@@ -31,8 +31,8 @@ class Document:
 def corpus_files(paths: Sequence[Path]) -> list[Path]:
     """The files that ``paths`` stand for: a file for itself, a folder for all below it.
 
-    Of a folder the files of supported formats are taken, sorted; hidden files and folders are
-    left out. A file that is reached twice is taken once.
+    Of a folder the files of supported formats are taken; hidden files and folders are left out.
+    A file that is reached twice is taken once. The order of the result is that of the names.
 
     Raises:
         DataError: a path does not exist or is not of a supported format, or there is no file.
@@ -53,7 +53,7 @@ def corpus_files(paths: Sequence[Path]) -> list[Path]:
             where=", ".join(str(path) for path in paths) or None,
             fix="name a file, or a folder that holds some",
         )
-    return list(found.values())
+    return sorted(found.values())
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -146,12 +147,22 @@ class Tokenizer:
 
 
 def train_wordpiece(
-    texts: Iterable[str], *, vocab_size: int, lowercase: bool, max_length: int = 512
+    texts: Callable[[], Iterable[str]],
+    *,
+    vocab_size: int,
+    lowercase: bool,
+    max_length: int = 512,
 ) -> Tokenizer:
-    """Train a WordPiece tokenizer (Schuster & Nakajima 2012) on texts, the same every time.
+    """Train a WordPiece tokenizer (Schuster & Nakajima 2012), the same for the same texts.
 
     Chinese characters are words of their own. At most half of the vocabulary goes to single
     characters, the rarest being left out.
+
+    Args:
+        texts: gives the texts anew each time: they are read twice.
+        vocab_size: tokens at most, special ones included.
+        lowercase: whether case and accents are dropped.
+        max_length: what is written as the longest text, in tokens.
 
     Raises:
         DataError: the texts hold nothing to learn from.
@@ -160,14 +171,18 @@ def train_wordpiece(
 
     special = list(SPECIAL_TOKENS.values())
     backend = _wordpiece({token: i for i, token in enumerate(special)}, lowercase)
+    first, inner, dropped = _alphabet(backend, texts(), max(vocab_size // 2, 1))
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=special,
-        limit_alphabet=max(vocab_size // 2, 1),
+        # The trainer numbers characters in the order of a hash table, another in every run,
+        # and breaks ties by number. Named beforehand, they have the same numbers always.
+        special_tokens=[*special, *first, *(f"##{character}" for character in inner)],
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    blank = dict.fromkeys(map(ord, dropped), " ")
+    kept = (text.translate(blank) for text in texts()) if dropped else texts()
+    backend.train_from_iterator(kept, trainer)
     vocabulary: dict[str, int] = backend.get_vocab()
     if len(vocabulary) <= len(special):
         raise DataError(
@@ -191,6 +206,39 @@ def train_wordpiece(
         "vocab.txt": ("\n".join(words) + "\n").encode("utf-8"),
     }
     return Tokenizer(backend, files)
+
+
+def _alphabet(
+    backend: Backend, texts: Iterable[str], limit: int
+) -> tuple[list[str], list[str], list[str]]:
+    """Characters that begin a word, those inside words, and those too rare to be kept.
+
+    The first two lists together have at most ``limit`` characters, the most frequent ones.
+    """
+    counts: Counter[str] = Counter()
+    words: set[str] = set()
+    for text in texts:
+        normal = backend.normalizer.normalize_str(text)
+        counts.update(normal)
+        words.update(normal.split())
+    inside: set[str] = set()
+    for word in words:
+        for part, _ in backend.pre_tokenizer.pre_tokenize_str(word):
+            inside.update(part[1:])
+    ranked = sorted(
+        (character for character in counts if not character.isspace()),
+        key=lambda character: (-counts[character], character),
+    )
+    first: list[str] = []
+    inner: list[str] = []
+    for rank, character in enumerate(ranked):
+        room = limit - len(first) - len(inner)
+        if room < 1 + (character in inside):
+            return sorted(first), sorted(inner), ranked[rank:]
+        first.append(character)
+        if character in inside:
+            inner.append(character)
+    return sorted(first), sorted(inner), []
 
 
 def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Backend:

@@ -57,19 +57,22 @@ def save_checkpoint(
     stage = directory / f".{target.name}.partial"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value
-    save_file({name: value.contiguous() for name, value in tensors.items()}, stage / "tensors")
-    (stage / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-    manifest = {}
-    for path in sorted(stage.iterdir()):
-        flush(path)
-        manifest[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    (stage / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    flush(stage / MANIFEST)
-    stage.rename(target)
+    try:
+        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        for name, parameter in model.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        save_file({name: value.contiguous() for name, value in tensors.items()}, stage / "tensors")
+        (stage / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+        manifest = {}
+        for path in sorted(stage.iterdir()):
+            flush(path)
+            manifest[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        (stage / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        flush(stage / MANIFEST)
+        stage.rename(target)
+    finally:  # a full disk is not kept full by half a checkpoint
+        shutil.rmtree(stage, ignore_errors=True)
     flush(directory)
     found = sorted(directory.glob("step-*"))
     end = found.index(target) + 1

@@ -281,7 +281,7 @@ def test_their_tokenizer_gives_our_numbers(
     if not lowercase:
         from bert.text.tokenizer import train_wordpiece
 
-        tokenizer = train_wordpiece([*TEXTS, *TEXTS], vocab_size=120, lowercase=False)
+        tokenizer = train_wordpiece(lambda: [*TEXTS, *TEXTS], vocab_size=120, lowercase=False)
     config = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1
     )
