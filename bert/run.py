@@ -17,6 +17,7 @@ from bert.config import Settings, read_yaml
 from bert.errors import UsageError
 
 CONFIG = "config.yaml"
+ENVIRONMENT = "env.json"
 # What a resumed run may be given anew, because no figure depends on it so far.
 CHANGEABLE = {"checkpoint_minutes"}
 
@@ -68,7 +69,13 @@ def choose_folder(out: Path | None, name: str, *, resume: bool, overwrite: bool)
 
 
 def open_run(
-    out: Path | None, name: str, settings: Settings, *, resume: bool, overwrite: bool
+    out: Path | None,
+    name: str,
+    settings: Settings,
+    data: str,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> Path:
     """Make or reopen the folder of a run and write down what is run in it.
 
@@ -76,6 +83,7 @@ def open_run(
         out: as ``choose_folder`` takes it.
         name: of the recipe.
         settings: fully resolved, written to ``config.yaml``.
+        data: hash of what is learnt from, written to ``env.json``.
         resume: go on in a folder that holds the same run.
         overwrite: empty the folder first, if it is a run folder.
 
@@ -84,18 +92,19 @@ def open_run(
     """
     out = choose_folder(out, name, resume=resume, overwrite=overwrite)
     if resume:
-        _same_run(out, settings)
+        _same_run(out, settings, data)
     elif out.is_dir():
-        shutil.rmtree(out)
+        for old in out.iterdir():
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG).write_text(settings.to_yaml(), encoding="utf-8")
     (out / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
-    (out / "env.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+    log.write_json(out / ENVIRONMENT, {"data": data, **environment()})
     log.say(f"Run folder: {out}")
     return out
 
 
-def _same_run(out: Path, settings: Settings) -> None:
+def _same_run(out: Path, settings: Settings, data: str) -> None:
     before = read_yaml(out / CONFIG)
     now: dict[str, Any] = yaml.safe_load(settings.to_yaml())
     changed = [key for key in now if key not in CHANGEABLE and before.get(key) != now[key]]
@@ -105,6 +114,16 @@ def _same_run(out: Path, settings: Settings) -> None:
             f"The run was started with {key}={before.get(key)}, not {now[key]}.",
             where=str(out / CONFIG),
             fix="repeat the command of command.txt with --resume, or choose another --out",
+        )
+    try:
+        same_data = json.loads((out / ENVIRONMENT).read_text(encoding="utf-8"))["data"] == data
+    except (OSError, ValueError, KeyError, TypeError):
+        same_data = False
+    if not same_data:
+        raise UsageError(
+            "The data has changed since the run was started.",
+            where=str(out / ENVIRONMENT),
+            fix="put the data back as it was, or choose another --out",
         )
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert.errors import ModelError
+from bert.model.dropout import dropout
 from bert.model.packing import Packed
 
 # Forward and backward of attention, in milliseconds, on 2 cores with AVX-512 bf16
@@ -18,7 +19,7 @@ from bert.model.packing import Packed
 #    8 x 12 x 512 x 64                          142     170               310     178
 #
 # SDPA's bf16 backward is the bottleneck on a CPU; in fp32, and without a backward at
-# length 512, it wins.
+# length 512, it wins. With dropout SDPA has no kernel of its own on a CPU.
 PLAIN_LONGEST = 384
 
 
@@ -33,15 +34,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rate
         # A finite bias: a row without any visible key must not become NaN.
         bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
         bias = bias.masked_fill(~mask, torch.finfo(query.dtype).min)
-    if (
-        query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and query.shape[-2] <= PLAIN_LONGEST
-    ):
+    short = query.dtype == torch.bfloat16 and query.shape[-2] <= PLAIN_LONGEST
+    if query.device.type == "cpu" and (short or rate):
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [B, N, S, S]
         if bias is not None:
             scores = scores + bias
-        return F.dropout(scores.softmax(dim=-1), rate) @ value
+        return dropout(scores.softmax(dim=-1), rate) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate)
 
 

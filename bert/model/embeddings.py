@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bert.errors import ModelError
 from bert.model.config import POSITIONS
+from bert.model.dropout import Dropout
 from bert.model.layer import LayerNorm
 
 
@@ -53,7 +54,7 @@ class BertEmbeddings(nn.Module):
         self.position = nn.Embedding(max_position_embeddings, hidden_size)
         self.segment = nn.Embedding(type_vocab_size, hidden_size)
         self.norm = LayerNorm(hidden_size, layer_norm_eps)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
         self.fixed_positions = positions == "sinusoidal"
         self.reset_positions()
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert.errors import ModelError
+from bert.model.dropout import Dropout
 from bert.model.encoder import BERT, initialize
 from bert.model.layer import ACTIVATION, LayerNorm
 from bert.model.packing import Tokens, pack, unpack
@@ -159,7 +160,7 @@ class BertForSequenceClassification(Head):
     def __init__(self, bert: BERT, num_labels: int = 2, hidden_size: int | None = None) -> None:
         super().__init__(bert, hidden_size)
         self.num_labels = num_labels
-        self.dropout = nn.Dropout(bert.config.dropout_rate)
+        self.dropout = Dropout(bert.config.dropout_rate)
         self.classifier = nn.Linear(bert.config.hidden_size, num_labels)
         self._initialize(self.classifier)
 
@@ -179,7 +180,7 @@ class BertForTokenClassification(Head):
     def __init__(self, bert: BERT, num_labels: int = 2, hidden_size: int | None = None) -> None:
         super().__init__(bert, hidden_size)
         self.num_labels = num_labels
-        self.dropout = nn.Dropout(bert.config.dropout_rate)
+        self.dropout = Dropout(bert.config.dropout_rate)
         self.classifier = nn.Linear(bert.config.hidden_size, num_labels)
         self._initialize(self.classifier)
 
@@ -214,7 +215,7 @@ class BertForMultipleChoice(Head):
 
     def __init__(self, bert: BERT, hidden_size: int | None = None) -> None:
         super().__init__(bert, hidden_size)
-        self.dropout = nn.Dropout(bert.config.dropout_rate)
+        self.dropout = Dropout(bert.config.dropout_rate)
         self.classifier = nn.Linear(bert.config.hidden_size, 1)
         self._initialize(self.classifier)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert.model.attention import MultiHeadAttention
+from bert.model.dropout import Dropout
 from bert.model.packing import Packed
 
 
@@ -58,7 +59,7 @@ class PositionwiseFeedForward(nn.Module):
         super().__init__()
         self.intermediate = nn.Linear(hidden_size, intermediate_size)
         self.output = nn.Linear(intermediate_size, hidden_size)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
         self.activation = ACTIVATION[activation]
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class TransformerBlock(nn.Module):
         self.attention = MultiHeadAttention(
             hidden_size, num_attention_heads, attention_dropout_rate
         )
-        self.attention_dropout = nn.Dropout(dropout_rate)
+        self.attention_dropout = Dropout(dropout_rate)
         self.attention_norm = LayerNorm(hidden_size, layer_norm_eps)
         self.feed_forward = PositionwiseFeedForward(
             hidden_size, intermediate_size, dropout_rate, activation

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bert.data.rows import choose_columns, sorted_labels, training_examples
+from bert.errors import UsageError
 from bert.tasks.task import load_task
 
 FEW = 8  # rows below which a label can hardly be learnt
@@ -21,7 +22,8 @@ def check_file(
         UsageError: there is no such task.
         DataError: a fault that would stop training, with its row.
     """
-    load_task(task)
+    if not load_task(task).primary_metric:
+        raise UsageError(f"The task {task} is asked, not trained.", fix="--task classification")
     text, label = choose_columns(file, text, label, labelled=True)
     examples, report = training_examples(file, text, label)
     names = sorted_labels([example.label or "" for example in examples], str(file))

@@ -13,7 +13,7 @@ import csv
 import shutil
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -168,7 +168,8 @@ def write_data(folder: Path) -> tuple[int, int]:
     """Write ``corpus.txt``, ``train.csv`` and ``held_out.csv``.
 
     A docstring that stands in several places is used once, and not at all for the task where
-    those places belong to different parts. Held-out docstrings are not in the corpus.
+    those places belong to different parts. Held-out docstrings are not in the corpus, not
+    even within longer ones.
 
     Returns:
         How many rows there are to learn from, and how many are held out.
@@ -187,19 +188,27 @@ def write_data(folder: Path) -> tuple[int, int]:
     draws = uniform(SEED, range(len(rows)))
     shuffled = [rows[i] for i in draws.argsort(kind="stable")]
     out = int(len(rows) * HELD_OUT_SHARE)
-    held_out, train = shuffled[:out], shuffled[out : out + TRAINING_ROWS]
-    hidden = {text for text, _ in held_out}
+    held_out = shuffled[:out]
+    hidden: dict[str, list[str]] = {}  # first line -> held-out docstrings
+    for text, _ in held_out:
+        hidden.setdefault(text.splitlines()[0], []).append(text)
+    train = [row for row in shuffled[out:] if not _repeats(row[0], hidden)][:TRAINING_ROWS]
     _write_rows(folder / "train.csv", train)
     _write_rows(folder / "held_out.csv", held_out)
     seen: set[str] = set()
     with (folder / "corpus.txt").open("w", encoding="utf-8") as corpus:
         for _, texts in [*files, *topics()]:
-            kept = [text for text in texts if text not in hidden and text not in seen]
+            kept = [text for text in texts if text not in seen and not _repeats(text, hidden)]
             seen.update(kept)
             if kept:  # a file is a document; an empty line would end it
                 lines = "\n".join(kept).splitlines()
                 corpus.write("\n".join(line for line in lines if line.strip()) + "\n\n")
     return len(train), len(held_out)
+
+
+def _repeats(text: str, hidden: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a held-out docstring stands in a text, alone or within a longer one."""
+    return any(other in text for line in text.splitlines() for other in hidden.get(line, ()))
 
 
 def _write_rows(path: Path, rows: Sequence[tuple[str, str]]) -> None:

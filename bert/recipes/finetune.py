@@ -95,6 +95,7 @@ def finetune(
         dev_report = None
     facts = _data_facts(report, dev_report, examples, held_out)
 
+    data = content_hash([Path(file) for file in (settings.train, settings.dev) if file])
     directory = find_model(settings.model)
     torch.manual_seed(settings.seed)  # a new head is drawn from it
     checkpoint = read_model(directory, kind=Classification.kind, labels=labels)
@@ -110,7 +111,7 @@ def finetune(
         }
     )
     assert settings.learning_rate is not None
-    run = open_run(folder, "finetune", settings, resume=resume, overwrite=overwrite)
+    run = open_run(folder, "finetune", settings, data, resume=resume, overwrite=overwrite)
     torch.use_deterministic_algorithms(settings.deterministic)
 
     checkpoint.facts = {
@@ -121,7 +122,7 @@ def finetune(
         "texts_per_row": len(text),
         "max_length": settings.max_length,
         "base_model": settings.model,
-        "data": content_hash([path]),
+        "data": data,
     }
     model = checkpoint.model.to(device)
     task = Classification(checkpoint)

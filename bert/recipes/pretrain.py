@@ -112,7 +112,9 @@ def pretrain(
         "held_out_tokens": held_out.token_count(),
         "vocabulary": tokenizer.vocab_size,
     }
-    run = open_run(folder, "pretrain", settings, resume=resume, overwrite=overwrite)
+    run = open_run(
+        folder, "pretrain", settings, shards.directory.name, resume=resume, overwrite=overwrite
+    )
     torch.use_deterministic_algorithms(settings.deterministic)
     log.write_json(run / "data_report.json", facts)
     log.say("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in facts.items()))
