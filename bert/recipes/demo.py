@@ -200,9 +200,8 @@ def write_data(folder: Path) -> tuple[int, int]:
         for _, texts in [*files, *topics()]:
             kept = [text for text in texts if text not in seen and not _repeats(text, hidden)]
             seen.update(kept)
-            if kept:  # a file is a document; an empty line would end it
-                lines = "\n".join(kept).splitlines()
-                corpus.write("\n".join(line for line in lines if line.strip()) + "\n\n")
+            if kept:  # a file is a document
+                corpus.write("\n".join(kept) + "\n\n")
     return len(train), len(held_out)
 
 
@@ -251,5 +250,6 @@ def topics() -> Iterator[tuple[str, list[str]]]:
 
 
 def _clean(text: str | None) -> str:
-    """Without what UTF-8 files cannot hold or a corpus would refuse."""
-    return (text or "").encode("utf-8", "ignore").decode("utf-8").replace("\0", "").strip()
+    """Without empty lines, which end a document, and what UTF-8 or a corpus cannot hold."""
+    kept = (text or "").encode("utf-8", "ignore").decode("utf-8").replace("\0", "")
+    return "\n".join(line.rstrip() for line in kept.splitlines() if line.strip())
