@@ -29,6 +29,7 @@ format: $(VENV)/.development
 
 bench: $(VENV)/.development
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/kernels.py
 
 docs: $(VENV)/.development
 	$(BIN)/python -m pytest tests/test_docs.py

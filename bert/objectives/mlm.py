@@ -44,8 +44,13 @@ class MaskedLM:
         """Cross-entropy over the vocabulary: hidden [T, H] -> [M, V] -> a sum."""
         words = targets["masked_words"]
         logits = model.word_logits(hidden[targets["masked_places"]])
-        loss, correct = _WordLoss.apply(logits, words)  # type: ignore[no-untyped-call]
-        return Score(loss, correct)
+        return Score(*word_loss(logits, words))
+
+
+def word_loss(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy and right guesses: logits [M, V], words [M] -> two sums."""
+    loss, correct = _WordLoss.apply(logits, words)  # type: ignore[no-untyped-call]
+    return loss, correct
 
 
 class _WordLoss(torch.autograd.Function):

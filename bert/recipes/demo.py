@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
 import shutil
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,7 +138,10 @@ def run_demo(out: Path, minutes: float) -> Path:
 
     log.say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     log.say(f"Report: {tuned / 'report.html'}")
-    log.say(f"Serve:  bert serve {tuned}")
+    # In an environment that is not activated the command is not on the path.
+    beside = Path(sys.executable).with_name("bert")
+    command = beside if shutil.which("bert") is None and beside.exists() else "bert"
+    log.say(f"Serve:  {command} serve {tuned}")
     return tuned
 
 
@@ -158,8 +163,6 @@ def _finetune(data: Path, model: Path, out: Path) -> Path:
 
 
 def _accuracy(run: Path) -> str:
-    import json
-
     score = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["accuracy"]
     return f"{score['value']:.1%}  [{score['low']:.1%}, {score['high']:.1%}]"
 

@@ -54,7 +54,7 @@ def test_the_whole_path_runs(
     assert stop.value.code == 0
     said = capsys.readouterr().err
     tuned = tmp_path / "demo" / "finetuned"
-    assert f"bert serve {tuned}" in said
+    assert f"bert serve {tuned}\n" in said
     assert str(tuned / "report.html") in said
     for run in ("finetuned", "finetuned_untrained"):
         figures = json.loads((tmp_path / "demo" / run / "metrics.json").read_text("utf-8"))
