@@ -57,7 +57,8 @@ class _WordLoss(torch.autograd.Function):
     """Summed cross-entropy over a large vocabulary, and how many words were right.
 
     The gradient, ``softmax(logits) - onehot(word)``, is what the forward pass has computed
-    already. On a CPU the separate backward of ``log_softmax`` costs a fifth of a step.
+    already: 7.9 ms instead of 10.9 for 600 words of 8,000 in bf16 on 2 cores, and no clear
+    difference on one (``benchmarks/kernels.py``).
     """
 
     @staticmethod
