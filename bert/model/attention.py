@@ -14,12 +14,13 @@ from bert.model.packing import Packed
 # (``benchmarks/attention.py``), B x N x S x D:
 #
 #                     bf16: matmul, softmax, matmul   SDPA     fp32: the same    SDPA
-#   64 x  4 x  64 x 64                          9.1    30.4              25.6    14.2
-#   32 x 12 x 128 x 64                           35     107                90      66
-#    8 x 12 x 512 x 64                          142     170               310     178
+#   64 x  4 x  64 x 64                          6.9    24.2              14.1    11.6
+#   32 x 12 x 128 x 64                           31      87                69      49
+#    8 x 12 x 512 x 64                          138     175               281     186
 #
-# SDPA's bf16 backward is the bottleneck on a CPU; in fp32, and without a backward at
-# length 512, it wins. With dropout SDPA has no kernel of its own on a CPU.
+# SDPA's bf16 backward is the bottleneck on a CPU. At length 512 the two are equal forward
+# (57 and 56), and SDPA does not keep [B, N, S, S]; in fp32 it wins. With dropout the plain
+# way is taken always, for the quick bits of ``dropout``; SDPA was not measured with it.
 PLAIN_LONGEST = 384
 
 

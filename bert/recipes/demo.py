@@ -44,7 +44,7 @@ PRETRAINING = {
     "dropout_rate": 0.0,
 }
 EPOCHS = 30
-LEARNING_RATE = 1e-3  # the best of 5e-4, 1e-3 and 2e-3 for the network without pretraining
+LEARNING_RATE = 1e-3  # without pretraining 5e-4 to 2e-3 are alike: docs/results.md
 
 # The parts of the library, after the chapters of its reference.
 PARTS = {
