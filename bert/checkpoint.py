@@ -8,35 +8,37 @@ names, and no pickle is ever opened.
 
 from __future__ import annotations
 
-import json
-import re
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bert import log
 from bert.errors import ModelError
-from bert.families.family import Family, load_family
+from bert.families.family import ENCODER, Family, load_family, stack
+from bert.hub import CONFIG, find_model
 from bert.model.config import BertConfig
 from bert.model.encoder import BERT
-from bert.model.heads import HEADS, BertForSequenceClassification, BertForTokenClassification
-from bert.text.tokenizer import Tokenizer
-
-CONFIG, WEIGHTS, INDEX, FACTS = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "bert.json",
+from bert.model.heads import HEADS
+from bert.text.tokenizer import TOKENIZER_FILES, Tokenizer
+from bert.untrusted import read_json
+from bert.weights import (
+    INDEX,
+    WEIGHTS,
+    Stored,
+    read_headers,
+    read_tensors,
+    write_tensors,
 )
-ENCODER = "encoder"
+
+FACTS = "bert.json"
 PRETRAINED_PARTS = ("words.", "next_sentence.")  # heads that mean the same in every model
-_MOST_JSON_BYTES = 64 * 2**20
 _COPY = "copy the model again from where it came from"
 _FACT_TYPES = {
     "task": str,
@@ -45,7 +47,8 @@ _FACT_TYPES = {
     "texts_per_row": int,
     "max_length": int,
 }
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Labels that a person could tell apart; more would be a mistake or a trap.
+_MOST_LABELS = 100_000
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Checkpoint:
         labels: label names by number, for heads that have labels.
         tokenizer: None where the directory has none and none was asked for.
         facts: content of ``bert.json``.
+        foreign: fields of ``config.json`` that mean nothing here and are kept.
+        others: files of the directory that are not carried into another one.
     """
 
     model: nn.Module
@@ -67,6 +72,8 @@ class Checkpoint:
     labels: list[str] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    foreign: dict[str, Any] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> BertConfig:
@@ -74,77 +81,6 @@ class Checkpoint:
         encoder = self.model if isinstance(self.model, BERT) else self.model.bert
         assert isinstance(encoder, BERT)
         return encoder.config
-
-
-def build(kind: str, config: BertConfig, labels: int = 2) -> nn.Module:
-    """A new network of this kind with random weights."""
-    encoder = BERT(config)
-    if kind == ENCODER:
-        return encoder
-    head = HEADS[kind]
-    if issubclass(head, BertForSequenceClassification | BertForTokenClassification):
-        return head(encoder, labels)
-    return head(encoder)
-
-
-def find_model(name: str | Path) -> Path:
-    """The model directory that a person means: itself, ``model`` in a run folder, or a hub id.
-
-    Raises:
-        ModelError: there is none, or the hub cannot be reached.
-    """
-    path = Path(name)
-    for candidate in (path, path / "model"):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    if path.is_dir():
-        checkpoints = list(path.glob("checkpoints/step-*"))
-        raise ModelError(
-            f"There is no {CONFIG} in this directory or in model/ below it.",
-            where=str(path),
-            fix="the run has not finished: repeat its command with --resume"
-            if checkpoints
-            else "give the folder of a run, or a directory with config.json and model.safetensors",
-        )
-    if path.exists() or not _HUB_ID.fullmatch(str(name)) or str(name).startswith("."):
-        raise ModelError(
-            "There is no such model directory.",
-            where=str(name),
-            fix="give a run folder, a model directory, or a hub id such as "
-            "google-bert/bert-base-uncased",
-        )
-    return _download(str(name))
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                allow_patterns=["*.json", "*.safetensors", "vocab.txt"],
-                ignore_patterns="*/*",
-            )
-        )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-            reason = "the hub cannot be reached."
-        elif isinstance(error, RepositoryNotFoundError):
-            reason = "the hub has no such model, or it is private."
-        raise ModelError(
-            f"{hub_id!r} is no directory here, and it cannot be downloaded: {reason}",
-            where=hub_id,
-            fix="check the path; without a network, copy config.json, model.safetensors and "
-            "tokenizer.json into a directory and give its path",
-        ) from None
 
 
 def read_model(
@@ -170,7 +106,7 @@ def read_model(
         ModelError: anything in the directory that is damaged, foreign or contradictory.
     """
     where = str(directory / CONFIG)
-    stored = _json(directory / CONFIG)
+    stored = read_json(directory / CONFIG)
     if not isinstance(stored.get("model_type"), str):
         raise ModelError(
             f"{CONFIG} does not name the model's family.",
@@ -179,12 +115,7 @@ def read_model(
         )
     family = load_family(stored["model_type"], where)
     config = family.read_config(stored, where)
-    architectures = stored.get("architectures") or [None]
-    if not isinstance(architectures, list):
-        raise ModelError(
-            f"architectures is {architectures!r}, which is not a list.", where=where, fix=_COPY
-        )
-    found_kind = family.head_of(str(architectures[0])) or ENCODER
+    found_kind = _stored_kind(stored, family, where)
     kind = kind or found_kind
     stored_labels = _labels(stored, where)
     labels = stored_labels if labels is None else list(labels)
@@ -192,34 +123,22 @@ def read_model(
     same_head = kind == found_kind and labels == stored_labels
     facts = _facts(directory)
 
-    weights = _weights(directory)
+    headers = read_headers(directory)
     with torch.device("meta"):
-        model = build(kind, config, len(labels))
+        model = family.build(kind, config, len(labels))
     prefix = "bert." if kind == ENCODER else ""
     expected = {prefix + name: value.shape for name, value in model.state_dict().items()}
     try:
-        state, missing, left = family.from_disk(weights, config, kind)
+        found, missing, left = family.on_disk(headers, config, kind, expected)
     except ModelError as error:
         raise ModelError(error.what, where=str(directory), fix=_COPY) from None
     if not same_head:
-        for name in family.heads[kind].weights:
-            if name in state and not name.startswith(PRETRAINED_PARTS):
-                del state[name]
-                missing.append(name)
-    for name, value in state.items():
-        if value.shape != expected[name]:
-            raise ModelError(
-                f"{name} has shape {list(value.shape)}, but {CONFIG} implies "
-                f"{list(expected[name])}.",
-                where=str(directory),
-                fix="config.json and the weights belong to different models",
-            )
-        if not value.is_floating_point():
-            raise ModelError(
-                f"{name} holds {value.dtype}, not floating-point numbers.",
-                where=str(directory),
-                fix="give the model as it was before it was quantised",
-            )
+        new_head = [name for name in found if not name.startswith(("bert.", *PRETRAINED_PARTS))]
+        for name in new_head:
+            del found[name]
+            missing.append(name)
+    for name, parts in found.items():
+        _check_shape(name, [headers[part] for part in parts], list(expected[name]), directory)
     lost = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
     if lost:
         raise ModelError(
@@ -227,21 +146,31 @@ def read_model(
             where=str(directory),
             fix="copy the weights again from where the model came from",
         )
-    if missing:
-        fresh = build(kind, config, len(labels)).state_dict()
-        for name in missing:
-            state[name] = fresh[name.removeprefix(prefix)]
-        new = sorted({name.removeprefix("bert.").split(".")[0] for name in missing})
-        used = [part for part in new if part != "pooler" or kind in ("sequence", "choice")]
-        if used:
-            log.say(f"New and untrained in this model: {', '.join(used)}.")
+    # A pooler may be there that this head does not use; anything else is another arithmetic.
+    if odd := [name for name in left if name.startswith(family.prefix) and "pooler" not in name]:
+        raise ModelError(
+            f"The weights hold {len(odd)} parts of an encoder that {CONFIG} does not describe, the "
+            f"first being {odd[0]}.",
+            where=str(directory),
+            fix="config.json and the weights belong to different models",
+        )
     if left and same_head:
         log.say(f"Not used from this model: {len(left)} weights, the first being {left[0]}.")
+    tensors = read_tensors({part: headers[part] for parts in found.values() for part in parts})
+    state = {name: stack([tensors[part] for part in parts]) for name, parts in found.items()}
+    if missing:
+        fresh = family.build(kind, config, len(labels)).state_dict()
+        state |= {name: fresh[name.removeprefix(prefix)] for name in missing}
+        new = sorted({name.removeprefix("bert.").split(".")[0] for name in missing})
+        if kind != ENCODER:
+            log.say(f"New and untrained in this model: {', '.join(new)}.")
+    if "auto_map" in stored:
+        log.say("The model's auto_map names code, which is not run here.")
     model.load_state_dict(
-        {name.removeprefix(prefix): value.float() for name, value in state.items()}, assign=True
+        {name.removeprefix(prefix): value for name, value in state.items()}, assign=True
     )
     model.eval()
-    words = Tokenizer.load(directory) if tokenizer else None
+    words = Tokenizer.load(directory, family.tokenizer) if tokenizer else None
     if words is not None and words.vocab_size > config.vocab_size:
         raise ModelError(
             f"The tokenizer has {words.vocab_size:,} tokens, but the model only "
@@ -249,16 +178,19 @@ def read_model(
             where=str(directory),
             fix="copy the tokenizer files that belong to this model",
         )
-    labels = labels if kind in ("sequence", "token") else []
-    return Checkpoint(model, kind, family, labels, words, facts)
+    labels = labels if kind != ENCODER and HEADS[kind].labelled else []
+    foreign = family.foreign(stored, config)
+    if not same_head:
+        foreign.pop("problem_type", None)
+    return Checkpoint(
+        model, kind, family, labels, words, facts, foreign, _others(directory, headers)
+    )
 
 
 def write_model(directory: Path, checkpoint: Checkpoint) -> None:
     """Write a model directory, whole or not at all; one that was there is replaced."""
-    from safetensors.torch import save_file
-
     config, family, kind = checkpoint.config, checkpoint.family, checkpoint.kind
-    stored = family.write_config(config, kind)
+    stored = {**checkpoint.foreign, **family.write_config(config, kind)}
     if checkpoint.labels:
         stored["id2label"] = {str(i): label for i, label in enumerate(checkpoint.labels)}
         stored["label2id"] = {label: i for i, label in enumerate(checkpoint.labels)}
@@ -266,14 +198,16 @@ def write_model(directory: Path, checkpoint: Checkpoint) -> None:
     state = {
         prefix + name: value.detach().cpu() for name, value in checkpoint.model.state_dict().items()
     }
+    if checkpoint.others:
+        shown = ", ".join(checkpoint.others[:5]) + (", ..." if len(checkpoint.others) > 5 else "")
+        log.say(f"Files of the model that are not carried over: {shown}.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         stage.chmod(0o755)
         log.write_json(stage / CONFIG, stored)
         log.write_json(stage / FACTS, checkpoint.facts)
-        save_file(family.to_disk(state, config, kind), stage / WEIGHTS, metadata={"format": "pt"})
-        (stage / WEIGHTS).chmod(0o644)
+        write_tensors(stage / WEIGHTS, family.to_disk(state, config, kind))
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save(stage)
         if directory.exists():
@@ -291,91 +225,76 @@ def write_model(directory: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ModelError(f"{path.name} is implausibly large.", where=str(path), fix=_COPY)
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+def _stored_kind(stored: Mapping[str, Any], family: Family, where: str) -> str:
+    """The head that ``architectures`` names, or the bare encoder."""
+    architectures = stored.get("architectures") or [None]
+    if not isinstance(architectures, list):
         raise ModelError(
-            f"{path.name} cannot be read: {str(error).splitlines()[0]}",
-            where=str(path),
-            fix=_COPY,
-        ) from None
-    if not isinstance(value, dict):
-        raise ModelError(
-            f"{path.name} is not a table of names and values.", where=str(path), fix=_COPY
+            f"architectures is {architectures!r:.60}, which is not a list.", where=where, fix=_COPY
         )
-    return value
+    return family.head_of(str(architectures[0])) or ENCODER
+
+
+def _check_shape(name: str, parts: list[Stored], wanted: list[int], directory: Path) -> None:
+    """What lies on disk, stacked, must be what the configuration implies, to the unit."""
+    shapes = [list(part.shape) for part in parts]
+    each = [wanted[0] // len(parts), *wanted[1:]] if wanted else []
+    if any(shape != each for shape in shapes):
+        raise ModelError(
+            f"{name} has shape {shapes[0]}, but {CONFIG} implies {each}.",
+            where=str(directory),
+            fix="config.json and the weights belong to different models",
+        )
+
+
+def _others(directory: Path, headers: Mapping[str, Stored]) -> list[str]:
+    """The files of a directory that mean nothing here; hidden ones do not count."""
+    known = {CONFIG, FACTS, WEIGHTS, INDEX, *TOKENIZER_FILES}
+    known |= {item.file.name for item in headers.values()}
+    return sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.name not in known and not path.name.startswith(".")
+    )
 
 
 def _facts(directory: Path) -> dict[str, Any]:
     """What ``bert.json`` says, if there is one."""
     path = directory / FACTS
-    facts = _json(path) if path.is_file() else {}
+    facts = read_json(path) if os.path.lexists(path) else {}
     for name, kind in _FACT_TYPES.items():
         if not isinstance(facts.get(name), kind | None):
             raise ModelError(
-                f"{name} is {facts[name]!r}, which is not of type {kind.__name__}.",
+                f"{name} is {facts[name]!r:.60}, which is not of type {kind.__name__}.",
                 where=str(path),
                 fix=_COPY,
             )
     return facts
 
 
-def _labels(stored: dict[str, Any], where: str) -> list[str]:
+def _labels(stored: Mapping[str, Any], where: str) -> list[str]:
     """Label names by number; two unnamed ones where the configuration gives none."""
     names = stored.get("id2label")
     if names is None:
         return ["LABEL_0", "LABEL_1"]
     try:
-        labels = [str(names[str(i)]) for i in range(len(names))]
+        labels = [names[str(i)] for i in range(min(len(names), _MOST_LABELS + 1))]
+        if not all(isinstance(label, str | int) for label in labels):
+            raise TypeError
+        labels = [str(label) for label in labels]
     except (KeyError, TypeError):
         raise ModelError(
             "id2label does not number its labels from 0.",
             where=where,
             fix='write it as {"0": "first label", "1": "second label"}',
         ) from None
-    return labels
-
-
-def _weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors on disk, from one file or from the shards that the index names."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    files = [directory / WEIGHTS]
-    if not files[0].is_file() and (directory / INDEX).is_file():
-        shards = _json(directory / INDEX).get("weight_map")
-        names = set(shards.values()) if isinstance(shards, dict) else {""}
-        if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise ModelError(
-                "The index names files elsewhere.", where=str(directory / INDEX), fix=_COPY
-            )
-        files = [directory / name for name in sorted(names)]
-    elif not files[0].is_file():
-        pickles = sorted(path.name for path in directory.glob("*.bin"))
+    if not 1 <= len(labels) <= _MOST_LABELS:
         raise ModelError(
-            f"There is no {WEIGHTS} here"
-            + (
-                f"; {pickles[0]} is a pickle, which can run code, and is not opened."
-                if pickles
-                else "."
-            ),
-            where=str(directory),
-            fix="save the model as safetensors: model.save_pretrained(DIR) in transformers",
+            f"id2label names {len(labels):,} labels; it must be 1 to {_MOST_LABELS:,}.",
+            where=where,
+            fix=_COPY,
         )
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            tensors.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{file.name} is damaged: {str(error).splitlines()[0]}",
-                where=str(file),
-                fix=_COPY,
-            ) from None
-    return tensors
+    return labels
 
 
 def load(name: str | Path, kind: str | None = None) -> nn.Module:

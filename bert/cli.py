@@ -72,6 +72,10 @@ def _settings_of(command: str) -> type[Settings] | None:
         from bert.recipes.tokenizer import TokenizerSettings
 
         return TokenizerSettings
+    if command == "tokenizer extend":
+        from bert.recipes.extend import ExtendSettings
+
+        return ExtendSettings
     if command == "pretrain":
         from bert.recipes.pretrain import PretrainSettings
 
@@ -137,6 +141,22 @@ def tokenizer(
         text_column=text_column,
     )
     train_tokenizer([Path(path) for path in paths], settings, out)
+
+
+@app.command(name="tokenizer extend")
+def extend_tokenizer(
+    model: Annotated[str, typer.Argument(help="Run folder, model directory or hub id.")],
+    corpus: CorpusArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the larger model.")],
+    add: Annotated[int | None, typer.Option(help="Words to add at most.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of text in tables.")] = None,
+) -> None:
+    """Add the words of your domain to a model and its tokenizer."""
+    from bert.recipes.extend import ExtendSettings, extend_model
+
+    paths, assignments = _corpus_and_assignments(corpus)
+    settings = _settings(ExtendSettings, None, assignments, add=add, text_column=text_column)
+    extend_model(model, [Path(path) for path in paths], settings, out)
 
 
 @app.command(cls=CommandWithSettings)
@@ -279,6 +299,17 @@ def info(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Directory with pickle, or hub id.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="New directory.")],
+) -> None:
+    """Rewrite pickled weights as safetensors."""
+    from bert.recipes.convert import convert_model
+
+    convert_model(source, destination)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
     minutes: Annotated[float | None, typer.Option(help="Minutes of pretraining.")] = None,
@@ -347,6 +378,8 @@ def _flush() -> None:
 
 def _run(arguments: list[str]) -> int:
     """The exit code of a command; usage errors of the parser become ours."""
+    if arguments[:2] == ["tokenizer", "extend"]:  # a corpus of this name is ./extend
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]
     # The parser's base error is public only through its subclasses.
     parser_error: type[Any] = typer.BadParameter.__mro__[2]
     try:

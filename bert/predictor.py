@@ -10,9 +10,10 @@ from typing import overload
 
 import torch
 
-from bert.checkpoint import find_model, read_model
+from bert.checkpoint import read_model
 from bert.data.batches import pack_sequences
 from bert.errors import ModelError
+from bert.hub import find_model
 from bert.model.precision import arithmetic, default_device, resolve_precision
 from bert.tasks.task import Answer, Task, batch_tokens, load_task, task_names
 from bert.text.tokenizer import Encoded, Texts

@@ -17,11 +17,11 @@ ROOT = Path(bert.__file__).parent
 # A module imports lower layers, or its own folder. Every module may raise errors.
 LAYERS = {
     "errors": -1,
-    "log": 0, "config": 0, "cache": 0,
+    "log": 0, "config": 0, "cache": 0, "untrusted": 0,
     "text": 1, "metrics": 1,
     "data": 2, "model": 2,
     "families": 3,
-    "checkpoint": 4, "training": 4, "run": 4,
+    "hub": 3, "weights": 2, "checkpoint": 4, "training": 4, "run": 4,
     "objectives": 5, "tasks": 5,
     "predictor": 6,
     "evaluation": 7, "report": 7, "server": 7,

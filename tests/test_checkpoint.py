@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bert.checkpoint import Checkpoint, build, find_model, load, read_model, write_model
+from bert.checkpoint import Checkpoint, load, read_model, write_model
 from bert.errors import ModelError
 from bert.families.family import load_family
+from bert.hub import find_model
 from bert.model.config import BertConfig
 from bert.text.tokenizer import Tokenizer
 
@@ -35,7 +36,10 @@ def checkpoint(
 ) -> Checkpoint:
     torch.manual_seed(1)
     return Checkpoint(
-        build(kind, config, len(labels) or 2), kind, load_family("bert"), list(labels)
+        load_family("bert").build(kind, config, len(labels) or 2),
+        kind,
+        load_family("bert"),
+        list(labels),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 
-from bert.checkpoint import Checkpoint, build, write_model
+from bert.checkpoint import Checkpoint, write_model
 from bert.cli import main
 from bert.families.family import load_family
 from bert.model.config import BertConfig
@@ -442,14 +442,14 @@ MODELS = [
     Mistake("run-not-finished", "predict bad w/rows.csv -o out.jsonl", 4, "no config.json", "bad",
             "--resume", prepare=copied("run", lambda folder: shutil.rmtree(folder / "model"))),
     Mistake("no-network", finetune(model="google-bert/bert-base-uncased"), 4,
-            "hub cannot be reached", "google-bert/bert-base-uncased", "without a network"),
-    Mistake("misspelt-local-model", "info no", 4, "'no' is no directory here", "no", "path"),
+            "HF_HUB_OFFLINE is set", "hub", "unset HF_HUB_OFFLINE"),
+    Mistake("misspelt-local-model", "info no", 4, "'no' is no directory here", "hub", "path"),
     Mistake("no-weights", "info bad", 4, "no model.safetensors", "bad", "safetensors",
             prepare=copied("classifier", lambda folder: (folder / "model.safetensors").unlink())),
-    Mistake("only-a-pickle", finetune(model="bad"), 4, "pickle", "bad", "save_pretrained",
+    Mistake("only-a-pickle", finetune(model="bad"), 4, "pickle", "bad", "bert convert bad",
             prepare=copied("pretrained", only_a_pickle)),
     Mistake("weights-cut", "predict bad w/rows.csv -o out.jsonl", 4, "damaged",
-            "bad/model.safetensors", "copy the model again",
+            "bad/model.safetensors", "copy the file again",
             prepare=copied("classifier", lambda at: cut_in_half(at / "model.safetensors"))),
     Mistake("weights-empty", "info bad", 4, "damaged", "bad/model.safetensors", "copy",
             prepare=copied("classifier", lambda at: (at / "model.safetensors").write_bytes(b""))),
@@ -572,7 +572,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
          {**classifies, "text_columns": ["text_a", "text_b"], "texts_per_row": 2}),
     ):  # fmt: skip
         labels = ["bad", "good"] if kind == "sequence" else []
-        model = build(kind, config)
+        model = load_family("bert").build(kind, config)
         write_model(
             folder / name,
             Checkpoint(model, kind, load_family("bert"), labels, tokenizer, facts),

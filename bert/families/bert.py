@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from bert.families.family import Family, HeadSpec
+from bert.families.family import Family, HeadSpec, linear, stacked
 from bert.model.config import BertConfig
 
+_LAYER = "bert.encoder.layer.{layer}"
 _WORDS = {
-    "words.dense.weight": "cls.predictions.transform.dense.weight",
-    "words.dense.bias": "cls.predictions.transform.dense.bias",
-    "words.norm.weight": "cls.predictions.transform.LayerNorm.weight",
-    "words.norm.bias": "cls.predictions.transform.LayerNorm.bias",
+    **linear("words.dense", "cls.predictions.transform.dense"),
+    **linear("words.norm", "cls.predictions.transform.LayerNorm"),
     "words.bias": "cls.predictions.bias",
 }
 _TIED_WORDS = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
-_NEXT_SENTENCE = {
-    "next_sentence.weight": "cls.seq_relationship.weight",
-    "next_sentence.bias": "cls.seq_relationship.bias",
-}
-_CLASSIFIER = {"classifier.weight": "classifier.weight", "classifier.bias": "classifier.bias"}
-_LAYER = "bert.encoder.layer.{layer}."
-_SELF = _LAYER + "attention.self."
+_NEXT_SENTENCE = linear("next_sentence", "cls.seq_relationship")
+_CLASSIFIER = linear("classifier", "classifier")
 
 
 def _size(layers: int, hidden: int, heads: int) -> BertConfig:
@@ -44,6 +38,7 @@ FAMILY = Family(
         "type_vocab_size": "type_vocab_size",
         "dropout_rate": "hidden_dropout_prob",
         "attention_dropout_rate": "attention_probs_dropout_prob",
+        "classifier_dropout_rate": "classifier_dropout",
         "activation": "hidden_act",
         "layer_norm_eps": "layer_norm_eps",
         "initializer_range": "initializer_range",
@@ -54,53 +49,39 @@ FAMILY = Family(
         "position_embedding_type": "absolute",
         "is_decoder": False,
         "add_cross_attention": False,
+        "tie_word_embeddings": True,
     },
-    written={"tie_word_embeddings": True},
     weights={
         "bert.embeddings.word.weight": "bert.embeddings.word_embeddings.weight",
         "bert.embeddings.position.weight": "bert.embeddings.position_embeddings.weight",
         "bert.embeddings.segment.weight": "bert.embeddings.token_type_embeddings.weight",
-        "bert.embeddings.norm.weight": "bert.embeddings.LayerNorm.weight",
-        "bert.embeddings.norm.bias": "bert.embeddings.LayerNorm.bias",
-        "bert.layers.{layer}.attention.qkv.weight": (
-            _SELF + "query.weight",
-            _SELF + "key.weight",
-            _SELF + "value.weight",
+        **linear("bert.embeddings.norm", "bert.embeddings.LayerNorm"),
+        **stacked(
+            "bert.layers.{layer}.attention.qkv",
+            f"{_LAYER}.attention.self.query",
+            f"{_LAYER}.attention.self.key",
+            f"{_LAYER}.attention.self.value",
         ),
-        "bert.layers.{layer}.attention.qkv.bias": (
-            _SELF + "query.bias",
-            _SELF + "key.bias",
-            _SELF + "value.bias",
-        ),
-        "bert.layers.{layer}.attention.output.weight": _LAYER + "attention.output.dense.weight",
-        "bert.layers.{layer}.attention.output.bias": _LAYER + "attention.output.dense.bias",
-        "bert.layers.{layer}.attention_norm.weight": _LAYER + "attention.output.LayerNorm.weight",
-        "bert.layers.{layer}.attention_norm.bias": _LAYER + "attention.output.LayerNorm.bias",
-        "bert.layers.{layer}.feed_forward.intermediate.weight": (
-            _LAYER + "intermediate.dense.weight"
-        ),
-        "bert.layers.{layer}.feed_forward.intermediate.bias": _LAYER + "intermediate.dense.bias",
-        "bert.layers.{layer}.feed_forward.output.weight": _LAYER + "output.dense.weight",
-        "bert.layers.{layer}.feed_forward.output.bias": _LAYER + "output.dense.bias",
-        "bert.layers.{layer}.feed_forward_norm.weight": _LAYER + "output.LayerNorm.weight",
-        "bert.layers.{layer}.feed_forward_norm.bias": _LAYER + "output.LayerNorm.bias",
-        "bert.pooler.weight": "bert.pooler.dense.weight",
-        "bert.pooler.bias": "bert.pooler.dense.bias",
+        **linear("bert.layers.{layer}.attention.output", f"{_LAYER}.attention.output.dense"),
+        **linear("bert.layers.{layer}.attention_norm", f"{_LAYER}.attention.output.LayerNorm"),
+        **linear("bert.layers.{layer}.feed_forward.intermediate", f"{_LAYER}.intermediate.dense"),
+        **linear("bert.layers.{layer}.feed_forward.output", f"{_LAYER}.output.dense"),
+        **linear("bert.layers.{layer}.feed_forward_norm", f"{_LAYER}.output.LayerNorm"),
+        **linear("bert.pooler", "bert.pooler.dense"),
     },
     ignored=("bert.embeddings.position_ids",),
     renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
     heads={
-        "encoder": HeadSpec("BertModel", {}),
-        "pretraining": HeadSpec("BertForPreTraining", {**_WORDS, **_NEXT_SENTENCE}, _TIED_WORDS),
-        "masked_lm": HeadSpec("BertForMaskedLM", _WORDS, _TIED_WORDS),
-        "next_sentence": HeadSpec("BertForNextSentencePrediction", _NEXT_SENTENCE),
-        "sequence": HeadSpec("BertForSequenceClassification", _CLASSIFIER),
-        "token": HeadSpec("BertForTokenClassification", _CLASSIFIER),
-        "span": HeadSpec(
-            "BertForQuestionAnswering",
-            {"span.weight": "qa_outputs.weight", "span.bias": "qa_outputs.bias"},
+        "encoder": HeadSpec("BertModel", pooler=True),
+        "pretraining": HeadSpec(
+            "BertForPreTraining", {**_WORDS, **_NEXT_SENTENCE}, _TIED_WORDS, pooler=True
         ),
-        "choice": HeadSpec("BertForMultipleChoice", _CLASSIFIER),
+        "masked_lm": HeadSpec("BertForMaskedLM", _WORDS, _TIED_WORDS),
+        "next_sentence": HeadSpec("BertForNextSentencePrediction", _NEXT_SENTENCE, pooler=True),
+        "sequence": HeadSpec("BertForSequenceClassification", _CLASSIFIER, pooler=True),
+        "token": HeadSpec("BertForTokenClassification", _CLASSIFIER),
+        "span": HeadSpec("BertForQuestionAnswering", linear("classifier", "qa_outputs")),
+        "choice": HeadSpec("BertForMultipleChoice", _CLASSIFIER, pooler=True),
     },
     sizes={
         "tiny": _size(2, 128, 2),

@@ -8,185 +8,137 @@ matrix, stacked in that order (query, key and value are one product in memory).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bert.errors import ModelError
-from bert.model.config import BertConfig
+from bert.model.config import STANDS_FOR, BertConfig
+from bert.model.encoder import BERT
+from bert.model.heads import HEADS
+from bert.text.tokenizer import WORDPIECE, TokenizerForm
 
 Names = str | tuple[str, ...]
+ENCODER = "encoder"
+REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+# Fields of any config.json that are written anew, or that say nothing of the network.
+_OF_THE_FILE = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "id2label",
+    "label2id",
+    "model_type",
+    "num_labels",
+    "torch_dtype",
+    "transformers_version",
+}
+
+
+def linear(ours: str, theirs: str) -> dict[str, Names]:
+    """The two names of a linear map or a norm: its weight and its bias."""
+    return {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
+
+
+def stacked(ours: str, *theirs: str) -> dict[str, Names]:
+    """The names of a linear map that lies on disk in several parts."""
+    return {
+        f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")
+    }
+
+
+def under(first: str, weights: Mapping[str, Names]) -> dict[str, Names]:
+    """The same names on disk with another first part: ``bert.x`` -> ``roberta.x``."""
+
+    def moved(name: str) -> str:
+        return f"{first}.{name.split('.', 1)[1]}"
+
+    return {
+        ours: moved(theirs) if isinstance(theirs, str) else tuple(map(moved, theirs))
+        for ours, theirs in weights.items()
+    }
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """How one kind of head is called on disk.
+    """How one kind of head is called on disk, and what is the family's own about it.
 
     Args:
         architecture: the class name in ``architectures`` of ``config.json``.
         weights: our weight names -> names on disk, without the encoder's.
         tied: names on disk that repeat other weights; never written, ignored when read.
+        pooler: whether it uses the encoder's pooler.
+        options: what the head's class is given.
     """
 
     architecture: str
-    weights: Mapping[str, Names]
+    weights: Mapping[str, Names] = field(default_factory=dict)
     tied: tuple[str, ...] = ()
+    pooler: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Family:
-    """A table that says how a family is called on disk.
+    """A table that says what a family is and how it is called on disk.
 
     Args:
-        name: ``model_type`` in ``config.json``, and the name of the family's file.
+        name: the name of the family's file; with ``-`` for ``_`` the ``model_type``.
         prefix: what encoder weights begin with on disk, absent in checkpoints without a head.
-        config: our configuration field -> the field in ``config.json``.
-        fixed: fields of ``config.json`` that must have this value where they are given,
-            because another value means arithmetic that this family does not have.
-        written: fields that are written to ``config.json`` as they stand.
+        config: our configuration field -> the field in ``config.json``, or several that have
+            the same value.
         weights: the encoder's weight names, ours -> on disk.
-        ignored: names on disk that carry no weights of ours.
-        renamed: endings of older names on disk -> today's.
         heads: head kind -> its names.
         sizes: size name -> configuration, apart from the vocabulary.
+        defaults: our fields whose value where ``config.json`` is silent is not ``BertConfig``'s.
+        fixed: fields of ``config.json`` that must have this value where they are given,
+            because another value means arithmetic that this family does not have; they are
+            written too.
+        ignored: names on disk that carry no weights of ours.
+        renamed: parts of other names on disk -> today's.
+        tokenizer: what a directory without ``tokenizer.json`` means.
+        encoder: the network, ``BERT`` unless the family has a mechanism of its own.
+        spelled: ``config.json`` -> the same with the fields that ``config`` names, where a
+            plain name is not enough.
+        respelled: the way back.
     """
 
     name: str
     prefix: str
-    config: Mapping[str, str]
+    config: Mapping[str, Names]
     weights: Mapping[str, Names]
     heads: Mapping[str, HeadSpec]
     sizes: Mapping[str, BertConfig]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    written: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: TokenizerForm = WORDPIECE
+    encoder: type[BERT] = BERT
+    spelled: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    respelled: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
 
-    def read_config(self, stored: Mapping[str, Any], where: str) -> BertConfig:
-        """``config.json`` as a ``BertConfig``.
+    @property
+    def model_type(self) -> str:
+        """The family's name in ``config.json``."""
+        return self.name.replace("_", "-")
+
+    def head(self, kind: str) -> HeadSpec:
+        """The names of a kind of head.
 
         Raises:
-            ModelError: a field is missing, of the wrong type, or means another arithmetic.
+            ModelError: the family has none.
         """
-        for name, value in self.fixed.items():
-            if stored.get(name, value) != value:
-                raise ModelError(
-                    f"{name} = {stored[name]!r} is not supported; it must be {value!r}.",
-                    where=where,
-                    fix="use a checkpoint with the standard setting",
-                )
-        values: dict[str, Any] = {}
-        for ours in fields(BertConfig):
-            theirs = self.config.get(ours.name)
-            if theirs is None or stored.get(theirs) is None:
-                continue
-            value = stored[theirs]
-            kind = type(ours.default) if ours.default is not None else float
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ModelError(
-                    f"{theirs} is {value!r}, which is not of type {kind.__name__}.", where=where
-                )
-            values[ours.name] = value
-        for required in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-            if required not in values:
-                raise ModelError(f"{self.config[required]} is missing.", where=where)
-        if values.get("attention_dropout_rate") == values.get("dropout_rate"):
-            values.pop("attention_dropout_rate", None)
-        try:
-            return BertConfig(**values)
-        except ModelError as error:
-            raise ModelError(error.what, where=where, fix=error.fix) from None
-
-    def write_config(self, config: BertConfig, kind: str) -> dict[str, Any]:
-        """What ``config.json`` says about this configuration and head."""
         if kind not in self.heads:
             raise ModelError(
-                f"{self.name} has no {kind} head.", fix=f"heads: {', '.join(self.heads)}"
+                f"{self.name} has no {kind} head.", fix=f"its heads: {', '.join(self.heads)}"
             )
-        stored: dict[str, Any] = {
-            "architectures": [self.heads[kind].architecture],
-            "model_type": self.name,
-            **self.written,
-        }
-        for ours, theirs in self.config.items():
-            stored[theirs] = getattr(config, ours)
-        if config.attention_dropout_rate is None:
-            stored[self.config["attention_dropout_rate"]] = config.dropout_rate
-        return stored
-
-    def table(self, config: BertConfig, kind: str) -> Iterator[tuple[str, Names]]:
-        """Every weight of a model with this head: our name, its name or names on disk."""
-        for ours, theirs in self.weights.items():
-            if "{layer}" not in ours:
-                yield ours, theirs
-                continue
-            for layer in range(config.num_hidden_layers):
-                number = str(layer)
-                yield (
-                    ours.replace("{layer}", number),
-                    theirs.replace("{layer}", number)
-                    if isinstance(theirs, str)
-                    else tuple(name.replace("{layer}", number) for name in theirs),
-                )
-        yield from self.heads[kind].weights.items()
-
-    def to_disk(
-        self, state: Mapping[str, Tensor], config: BertConfig, kind: str
-    ) -> dict[str, Tensor]:
-        """Our weights under their names on disk."""
-        stored: dict[str, Tensor] = {}
-        for ours, theirs in self.table(config, kind):
-            if isinstance(theirs, str):
-                stored[theirs] = state[ours].contiguous()
-            else:
-                for name, part in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
-                    stored[name] = part.contiguous()
-        return stored
-
-    def from_disk(
-        self, stored: Mapping[str, Tensor], config: BertConfig, kind: str
-    ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-        """Weights on disk under our names.
-
-        Returns:
-            The weights, our names for which nothing was found, and names on disk left over.
-
-        Raises:
-            ModelError: some but not all parts of a stacked matrix are there.
-        """
-        known = {self._today(name): tensor for name, tensor in stored.items()}
-        state: dict[str, Tensor] = {}
-        missing: list[str] = []
-        for ours, theirs in self.table(config, kind):
-            names = (theirs,) if isinstance(theirs, str) else theirs
-            found = [known.pop(name) for name in names if name in known]
-            if len(found) == len(names):
-                state[ours] = found[0] if len(found) == 1 else torch.cat(found)
-            elif found:
-                raise ModelError(f"The weights hold only a part of {', '.join(names)}.")
-            else:
-                missing.append(ours)
-        skipped = {*self.ignored, *(name for head in self.heads.values() for name in head.tied)}
-        left = [name for name in known if name not in skipped]
-        return state, missing, left
-
-    def _today(self, name: str) -> str:
-        for old, new in self.renamed.items():
-            if name.endswith(old):
-                name = name[: -len(old)] + new
-        first = name.split(".", 1)[0]
-        encoder_parts = {self._first_part(theirs) for theirs in self.weights.values()}
-        return self.prefix + name if first in encoder_parts else name
-
-    def _first_part(self, theirs: Names) -> str:
-        name = theirs if isinstance(theirs, str) else theirs[0]
-        return name.removeprefix(self.prefix).split(".", 1)[0]
+        return self.heads[kind]
 
     def head_of(self, architecture: str) -> str | None:
         """The head kind that has this class name on disk."""
@@ -194,6 +146,173 @@ class Family:
             if spec.architecture == architecture:
                 return kind
         return None
+
+    def build(self, kind: str, config: BertConfig, labels: int = 2) -> nn.Module:
+        """A new network of this kind with random weights; ``labels`` where it has labels.
+
+        Raises:
+            ModelError: the family has no such head.
+        """
+        spec = self.head(kind)
+        encoder = self.encoder(replace(config, pooler=spec.pooler))
+        if kind == ENCODER:
+            return encoder
+        head: Callable[..., nn.Module] = HEADS[kind]
+        if HEADS[kind].labelled:
+            return head(encoder, num_labels=labels, **spec.options)
+        return head(encoder, **spec.options)
+
+    def size(self, name: str, **changes: Any) -> BertConfig:
+        """The configuration of a size, with these fields changed.
+
+        Raises:
+            ModelError: the family has no such size.
+        """
+        if name not in self.sizes:
+            raise ModelError(
+                f"{self.name} has no size {name!r}.", fix=f"its sizes: {', '.join(self.sizes)}"
+            )
+        return replace(self.sizes[name], **changes)
+
+    def read_config(self, stored: Mapping[str, Any], where: str) -> BertConfig:
+        """``config.json`` as a configuration.
+
+        Raises:
+            ModelError: a field is missing, of the wrong type, or means another arithmetic.
+        """
+        try:
+            stored = self.spelled(stored)
+            for name, value in self.fixed.items():
+                if stored.get(name, value) != value:
+                    raise ModelError(
+                        f"{name} = {stored[name]!r:.60} is not supported; it must be {value!r}.",
+                        fix="use a checkpoint with the standard setting",
+                    )
+            values = {**self.defaults, **self._values(stored)}
+            for required in REQUIRED:
+                if required not in values:
+                    raise ModelError(f"{self.config[required]} is missing.")
+            for name, other in STANDS_FOR.items():
+                default = self.defaults.get(other, getattr(BertConfig, other))
+                if values.get(name) == values.get(other, default):
+                    values.pop(name, None)
+            return self.encoder.config_class(**values)
+        except ModelError as error:
+            raise ModelError(error.what, where=where, fix=error.fix) from None
+
+    def _values(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for ours in fields(self.encoder.config_class):
+            theirs = _names(self.config.get(ours.name, ()))
+            given = [name for name in theirs if stored.get(name) is not None]
+            if not given:
+                continue
+            value = stored[given[0]]
+            if ours.default is None:
+                kind: type = float if ours.name.endswith("_rate") else int
+            else:
+                kind = type(ours.default)
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value) if abs(value) < 2**53 else float("inf")
+            if type(value) is not kind:
+                raise ModelError(
+                    f"{given[0]} is {value!r:.60}, which is not of type {kind.__name__}."
+                )
+            values[ours.name] = value
+        return values
+
+    def write_config(self, config: BertConfig, kind: str) -> dict[str, Any]:
+        """What ``config.json`` says about this configuration and head."""
+        stored: dict[str, Any] = {
+            "architectures": [self.head(kind).architecture],
+            "model_type": self.model_type,
+            **self.fixed,
+        }
+        for ours, theirs in self.config.items():
+            value = getattr(config, ours)
+            if value is None and ours in STANDS_FOR:
+                value = getattr(config, STANDS_FOR[ours])
+            stored |= dict.fromkeys(_names(theirs), value)
+        return dict(self.respelled(stored))
+
+    def foreign(self, stored: Mapping[str, Any], config: BertConfig) -> dict[str, Any]:
+        """The fields of ``config.json`` that this family does not read and would not write."""
+        known = _OF_THE_FILE | set(self.write_config(config, ENCODER))
+        known |= {name for theirs in self.config.values() for name in _names(theirs)}
+        spelled = self.spelled(stored)
+        return {
+            name: value for name, value in stored.items() if name not in known and name in spelled
+        }
+
+    def table(self, config: BertConfig, kind: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Every weight that a model with this head may have: our name, its names on disk."""
+        for ours, theirs in self.weights.items():
+            for layer in range(config.num_hidden_layers if "{layer}" in ours else 1):
+                number = str(layer)
+                yield (
+                    ours.replace("{layer}", number),
+                    tuple(name.replace("{layer}", number) for name in _names(theirs)),
+                )
+        for ours, theirs in self.heads[kind].weights.items():
+            yield ours, _names(theirs)
+
+    def to_disk(
+        self, state: Mapping[str, Tensor], config: BertConfig, kind: str
+    ) -> dict[str, Tensor]:
+        """Our weights under their names on disk; those of a bare encoder without the prefix."""
+        bare = self.prefix if kind == ENCODER else ""
+        stored: dict[str, Tensor] = {}
+        for ours, theirs in self.table(config, kind):
+            if ours in state:
+                for name, part in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
+                    stored[name.removeprefix(bare)] = part.contiguous()
+        return stored
+
+    def on_disk(
+        self, names: Iterable[str], config: BertConfig, kind: str, wanted: Iterable[str]
+    ) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
+        """Where the wanted weights are among these names on disk.
+
+        Returns:
+            Our names -> the names on disk to be stacked, our names for which nothing was
+            found, and names on disk left over.
+
+        Raises:
+            ModelError: some but not all parts of a stacked matrix are there.
+        """
+        today = {self._today(name): name for name in names}
+        table = dict(self.table(config, kind))
+        found: dict[str, tuple[str, ...]] = {}
+        missing: list[str] = []
+        for ours in wanted:
+            parts = [today.pop(name) for name in table[ours] if name in today]
+            if len(parts) == len(table[ours]):
+                found[ours] = tuple(parts)
+            elif parts:
+                raise ModelError(f"The weights hold only a part of {', '.join(table[ours])}.")
+            else:
+                missing.append(ours)
+        skipped = {*self.ignored, *(name for head in self.heads.values() for name in head.tied)}
+        return found, missing, [name for name in today if name not in skipped]
+
+    def _today(self, name: str) -> str:
+        for old, new in self.renamed.items():
+            name = name.replace(old, new)
+        first = name.split(".", 1)[0]
+        encoder_parts = {
+            _names(theirs)[0].removeprefix(self.prefix).split(".", 1)[0]
+            for theirs in self.weights.values()
+        }
+        return self.prefix + name if first in encoder_parts else name
+
+
+def _names(theirs: Names) -> tuple[str, ...]:
+    return (theirs,) if isinstance(theirs, str) else theirs
+
+
+def stack(parts: list[Tensor]) -> Tensor:
+    """The one matrix that we hold for these on disk."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def family_names() -> list[str]:
@@ -205,17 +324,17 @@ def family_names() -> list[str]:
 
 
 def load_family(name: str, where: str = "config.json") -> Family:
-    """The family of this name. The name may come from an untrusted file.
+    """The family of this name or ``model_type``. The name may come from an untrusted file.
 
     Raises:
         ModelError: there is no such family; nothing is imported then.
     """
     names = family_names()
-    if name not in names:
+    if name.replace("-", "_") not in names:
         raise ModelError(
-            f"The model family {name!r} is not known.",
+            f"The model family {name!r:.60} is not known.",
             where=where,
             fix=f"families: {', '.join(names)}",
         )
-    family: Family = importlib.import_module(f"bert.families.{name}").FAMILY
+    family: Family = importlib.import_module(f"bert.families.{name.replace('-', '_')}").FAMILY
     return family

@@ -24,14 +24,15 @@ from bert.model.packing import Packed
 PLAIN_LONGEST = 384
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rate: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rate: float) -> Tensor:
     """``softmax(Q K^T / sqrt(D)) V`` (Vaswani et al. 2017, equation 1).
 
-    query, key, value: [B, N, S, D]; mask: boolean, broadcast to [B, N, S, S], True where a
-    key may be seen; rate: dropout on the attention probabilities. Returns [B, N, S, D].
+    query, key, value: [B, N, S, D]; mask, broadcast to [B, N, S, S]: boolean, True where a key
+    may be seen, or numbers to be added to the scores; rate: dropout on the attention
+    probabilities. Returns [B, N, S, D].
     """
-    bias = None
-    if mask is not None:
+    bias = mask
+    if mask is not None and mask.dtype == torch.bool:
         # A finite bias: a row without any visible key must not become NaN.
         bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
         bias = bias.masked_fill(~mask, torch.finfo(query.dtype).min)
@@ -42,6 +43,28 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rate
             scores = scores + bias
         return dropout(scores.softmax(dim=-1), rate) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate)
+
+
+def rotation(
+    position_ids: Tensor, head_size: int, theta: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Cosines and sines of rotary positions (Su et al. 2021, section 3.2.2).
+
+    Pair i of a head's D elements turns by ``position / theta^(2i/D)``; the pair is elements
+    i and i + D/2. [...] positions -> [2, ..., D].
+    """
+    rate = theta ** (-torch.arange(0, head_size, 2, device=position_ids.device) / head_size)
+    angle = position_ids[..., None].float() * rate  # [..., D/2]
+    angle = torch.cat((angle, angle), dim=-1)
+    return torch.stack((angle.cos(), angle.sin())).to(dtype)
+
+
+def _rotate(heads: Tensor, turn: Tensor) -> Tensor:
+    """Turn queries or keys [..., N, D] by the ``rotation`` [2, ..., D] of their positions."""
+    cosine, sine = turn[:, ..., None, :]  # each [..., 1, D]
+    first, second = heads.chunk(2, dim=-1)
+    turned: Tensor = heads * cosine + torch.cat((-second, first), dim=-1) * sine
+    return turned.to(heads.dtype)
 
 
 class MultiHeadAttention(nn.Module):
@@ -57,7 +80,11 @@ class MultiHeadAttention(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, num_attention_heads: int, dropout_rate: float = 0.1
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        dropout_rate: float = 0.1,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:
@@ -67,14 +94,25 @@ class MultiHeadAttention(nn.Module):
             )
         self.num_attention_heads = num_attention_heads
         self.dropout_rate = dropout_rate
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=bias)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=bias)
 
-    def forward(self, hidden: Tensor, mask: Packed | Tensor | None = None) -> Tensor:
-        """[T, H] with a ``Packed``, or [B, S, H] with a tensor mask or none -> the same shape."""
+    def forward(
+        self, hidden: Tensor, mask: Packed | Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """[T, H] with a ``Packed``, or [B, S, H] with a tensor mask or none -> the same shape.
+
+        ``positions`` is the ``rotation`` of the tokens, [2, T, D] or [2, (B,) S, D], if any.
+        """
         qkv = self.qkv(hidden)  # [..., 3H]
+        if positions is not None:
+            size = hidden.shape[-1] // self.num_attention_heads
+            split = qkv.unflatten(-1, (3, self.num_attention_heads, size))  # [..., 3, N, D]
+            query, key, value = split.unbind(-3)
+            turned = (_rotate(query, positions), _rotate(key, positions), value)
+            qkv = torch.stack(turned, dim=-3).flatten(-3)
         if isinstance(mask, Packed):
-            joined = self._packed(qkv, mask)
+            joined = mask.by_group(self._heads, qkv, hidden.shape[-1])
         else:
             if mask is not None:
                 if mask.dim() not in (2, 3):
@@ -92,19 +130,5 @@ class MultiHeadAttention(nn.Module):
         split = qkv.view(batch, length, 3, heads, width // 3 // heads)  # [B, S, 3, N, D]
         query, key, value = split.permute(2, 0, 3, 1, 4)  # 3 x [B, N, S, D]
         rate = self.dropout_rate if self.training else 0.0
-        attended = _attend(query, key, value, mask, rate)  # [B, N, S, D]
+        attended = attend(query, key, value, mask, rate)  # [B, N, S, D]
         return attended.transpose(1, 2).reshape(batch, length, width // 3)  # [B, S, H]
-
-    def _packed(self, qkv: Tensor, packed: Packed) -> Tensor:
-        """[T, 3H] -> [T, H], each group of sequences on its own."""
-        width = qkv.shape[-1]
-        outputs = [
-            self._heads(
-                qkv[group.rows].view(group.sequences, group.length, width), group.mask
-            ).view(-1, width // 3)
-            for group in packed.groups
-        ]
-        if not outputs:  # every sequence is empty
-            return qkv[:, : width // 3]
-        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return joined if packed.restore is None else joined[packed.restore]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bert.errors import ModelError
+from bert.model.attention import rotation
 from bert.model.config import BertConfig
-from bert.model.embeddings import BertEmbeddings
-from bert.model.layer import TransformerBlock
-from bert.model.packing import Tokens, pack, unpack
+from bert.model.embeddings import BertEmbeddings, check_length
+from bert.model.layer import LayerNorm, TransformerBlock
+from bert.model.packing import Packed, Tokens, pack, unpack
 
 
 def initialize(module: nn.Module, initializer_range: float) -> None:
@@ -21,7 +23,7 @@ def initialize(module: nn.Module, initializer_range: float) -> None:
         if isinstance(part, nn.Linear | nn.Embedding):
             bound = 2 * initializer_range
             nn.init.trunc_normal_(part.weight, std=initializer_range, a=-bound, b=bound)
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
     for part in module.modules():  # last, because they are drawn above like every embedding
         if isinstance(part, BertEmbeddings):
@@ -41,14 +43,17 @@ class BERT(nn.Module):
         BERT(vocab_size=30522, hidden_size=768, num_hidden_layers=12, ...)
     """
 
+    config_class: ClassVar[type[BertConfig]] = BertConfig
+
     def __init__(self, config: BertConfig | None = None, **sizes: Any) -> None:
         super().__init__()
-        if config is not None and not isinstance(config, BertConfig):
+        if config is not None and not isinstance(config, self.config_class):
             raise ModelError(
-                f"BERT takes a BertConfig or keyword arguments, not {config!r}.",
-                fix="BERT(vocab_size=..., hidden_size=..., ...)",
+                f"{type(self).__name__} takes a {self.config_class.__name__} or keyword "
+                f"arguments, not {config!r}.",
+                fix=f"{type(self).__name__}(vocab_size=..., hidden_size=..., ...)",
             )
-        self.config = config = replace(config or BertConfig(), **sizes)
+        self.config = config = replace(config or self.config_class(), **sizes)
         self.embeddings = BertEmbeddings(
             config.vocab_size,
             config.hidden_size,
@@ -57,6 +62,8 @@ class BERT(nn.Module):
             config.dropout_rate,
             config.positions,
             config.layer_norm_eps,
+            config.embedding_size,
+            config.bias,
         )
         self.layers = nn.ModuleList(
             TransformerBlock(
@@ -67,10 +74,18 @@ class BERT(nn.Module):
                 config.attention_dropout_rate,
                 config.activation,
                 config.layer_norm_eps,
+                config.norm_first,
+                config.bias,
+                config.gated,
             )
-            for _ in range(config.num_hidden_layers)
+            for _ in range(1 if config.shared_layers else config.num_hidden_layers)
         )
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm: nn.Module = nn.Identity()
+        if config.norm_first:
+            # The embeddings are normalised already.
+            self.layers[0].attention_norm = nn.Identity()
+            self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, config.bias)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler else None
         initialize(self, config.initializer_range)
 
     def forward(
@@ -85,30 +100,55 @@ class BERT(nn.Module):
         are zero.
 
         Raises:
-            ModelError: shapes that do not agree, or more than ``max_position_embeddings``.
+            ModelError: shapes that do not agree, or texts longer than the model takes.
         """
         self.check_length(input_ids)
         tokens, places = pack(input_ids, token_type_ids, attention_mask)
         return unpack(self.encode(tokens), places, *input_ids.shape)
 
     def check_length(self, input_ids: Tensor) -> None:
-        """Raise a ModelError where [..., S] token numbers are longer than the positions."""
-        if input_ids.shape[-1] > self.config.max_position_embeddings:
-            raise ModelError(
-                f"A text of {input_ids.shape[-1]} tokens is longer than the "
-                f"{self.config.max_position_embeddings} positions of the model.",
-                fix="truncate it, or split it into windows",
-            )
+        """Raise a ModelError where [..., S] token numbers are longer than the model takes."""
+        check_length(input_ids.shape[-1], self.config.longest_text)
 
     def encode(self, tokens: Tokens) -> Tensor:
         """Packed tokens [T] -> hidden states [T, H]."""
-        hidden: Tensor = self.embeddings(
-            tokens.input_ids, tokens.token_type_ids, tokens.position_ids
-        )
-        for layer in self.layers:
-            hidden = layer(hidden, tokens.packed)
-        return hidden
+        check_length(max(tokens.packed.lengths, default=0), self.config.longest_text)
+        positions = tokens.position_ids
+        if self.config.positions == "counted":
+            positions = tokens.packed.counted(tokens.input_ids, self.config.pad_token_id)
+        hidden: Tensor = self.embeddings(tokens.input_ids, tokens.token_type_ids, positions)
+        for index, (mask, position) in enumerate(self.surroundings(tokens)):
+            hidden = self.layers[index % len(self.layers)](hidden, mask, position)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def surroundings(self, tokens: Tokens) -> Iterator[tuple[Packed, Any]]:
+        """For each layer: who sees whom, and what its attention is told of positions."""
+        config = self.config
+        near = around = turn = None
+        if config.local_window is not None:
+            near = tokens.packed.within(tokens.position_ids, config.local_window)
+        if config.positions == "rotary":
+            size = config.hidden_size // config.num_attention_heads
+            turn = rotation(tokens.position_ids, size, config.rope_theta)
+            around = rotation(tokens.position_ids, size, config.local_rope_theta)
+        for layer in range(config.num_hidden_layers):
+            if near is not None and config.is_local(layer):
+                yield near, around
+            else:
+                yield tokens.packed, turn
+
+    def summary(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        """Each sequence's first token, or the mean of all (``pooling``): [T, H] -> [B, H]."""
+        if self.config.pooling == "mean":
+            return tokens.packed.mean(hidden)
+        return tokens.packed.first(hidden)
 
     def pool(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        """``tanh(W first + b)`` of each sequence's first token: [T, H] -> [B, H]."""
+        """What stands for each sequence: [T, H] -> [B, H].
+
+        ``tanh(W first + b)`` where the encoder has a pooler, the ``summary`` where it has none.
+        """
+        if self.pooler is None:
+            return self.summary(hidden, tokens)
         return torch.tanh(self.pooler(tokens.packed.first(hidden)))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert.errors import ModelError
+from bert.model.config import BertConfig
 from bert.model.dropout import Dropout
 from bert.model.encoder import BERT, initialize
 from bert.model.layer import ACTIVATION, LayerNorm
@@ -22,13 +23,14 @@ from bert.model.packing import Tokens, pack, unpack
 class Head(nn.Module):
     """An encoder with something on top.
 
-    Class attributes: ``kind``, the name of the head in the family tables, and ``padded``,
-    True where there is one output a token (put back into [B, S, ...]), False where there is
-    one a sequence.
+    Class attributes: ``kind``, the name of the head in the family tables; ``padded``, True
+    where there is one output a token (put back into [B, S, ...]), False where there is one a
+    sequence; ``labelled``, True where the outputs are labels of one's own.
     """
 
     kind: ClassVar[str]
     padded: ClassVar[bool]
+    labelled: ClassVar[bool] = False
 
     def __init__(self, bert: BERT, hidden_size: int | None = None) -> None:
         super().__init__()
@@ -59,24 +61,43 @@ class Head(nn.Module):
             initialize(module, self.bert.config.initializer_range)
 
 
-class WordPrediction(nn.Module):
+class Transform(nn.Module):
+    """What a family puts between the encoder and a head: ``norm(act(W h + b))``.
+
+    ``activation`` is a name in ``ACTIVATION``; the norm is there where ``normed`` says so.
+    [..., H] -> [..., width].
+    """
+
+    def __init__(self, config: BertConfig, width: int, activation: str, normed: bool) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, width, bias=config.bias)
+        self.activation = ACTIVATION[activation]
+        self.norm = (
+            LayerNorm(width, config.layer_norm_eps, config.bias) if normed else nn.Identity()
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., width]."""
+        transformed: Tensor = self.norm(self.activation(self.dense(hidden)))
+        return transformed
+
+
+class WordPrediction(Transform):
     """Which word stands here: ``norm(gelu(W h + b)) E^T + c``, E the word embeddings.
 
     The output matrix is the input embedding itself (Devlin et al. 2018, appendix A; weight
     tying: Press & Wolf 2017). [M, H] -> [M, V].
     """
 
-    def __init__(self, bert: BERT) -> None:
-        super().__init__()
-        config = bert.config
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+    def __init__(self, config: BertConfig, activation: str | None = None) -> None:
+        super().__init__(
+            config, config.embedding_width, activation or config.activation, normed=True
+        )
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.activation = ACTIVATION[config.activation]
 
-    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """hidden [M, H], embedding [V, H] -> [M, V]."""
-        return F.linear(self.norm(self.activation(self.dense(hidden))), embedding, self.bias)
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        """hidden [M, H], embedding [V, E] -> [M, V]."""
+        return F.linear(super().forward(hidden), embedding, self.bias)
 
 
 class BertForMaskedLM(Head):
@@ -89,14 +110,18 @@ class BertForMaskedLM(Head):
     padded = True
 
     def __init__(
-        self, bert: BERT, vocab_size: int | None = None, hidden_size: int | None = None
+        self,
+        bert: BERT,
+        vocab_size: int | None = None,
+        hidden_size: int | None = None,
+        activation: str | None = None,
     ) -> None:
         super().__init__(bert, hidden_size)
         if vocab_size is not None and vocab_size != bert.config.vocab_size:
             raise ModelError(
                 f"vocab_size is {vocab_size}, but the encoder has {bert.config.vocab_size} words."
             )
-        self.words = WordPrediction(bert)
+        self.words = WordPrediction(bert.config, activation)
         self._initialize(self.words)
 
     def word_logits(self, hidden: Tensor) -> Tensor:
@@ -139,9 +164,13 @@ class BertForPreTraining(BertForMaskedLM):
     kind = "pretraining"
 
     def __init__(
-        self, bert: BERT, vocab_size: int | None = None, hidden_size: int | None = None
+        self,
+        bert: BERT,
+        vocab_size: int | None = None,
+        hidden_size: int | None = None,
+        activation: str | None = None,
     ) -> None:
-        super().__init__(bert, vocab_size, hidden_size)
+        super().__init__(bert, vocab_size, hidden_size, activation)
         self.next_sentence = nn.Linear(bert.config.hidden_size, 2)
         self._initialize(self.next_sentence)
 
@@ -151,79 +180,128 @@ class BertForPreTraining(BertForMaskedLM):
         return logits
 
 
-class BertForSequenceClassification(Head):
+class BertForReplacedTokenDetection(Head):
+    """Was this token replaced: [B, S] -> [B, S] logits of yes (Clark et al. 2020).
+
+    The discriminator of ELECTRA; its generator is a ``BertForMaskedLM``.
+    """
+
+    kind = "replaced_token"
+    padded = True
+
+    def __init__(self, bert: BERT) -> None:
+        super().__init__(bert)
+        config = bert.config
+        self.transform = Transform(config, config.hidden_size, config.activation, normed=False)
+        self.replaced = nn.Linear(config.hidden_size, 1)
+        self._initialize(self.transform, self.replaced)
+
+    def logits(self, tokens: Tokens) -> Tensor:
+        """[T] -> [T, 1]."""
+        logits: Tensor = self.replaced(self.transform(self.bert.encode(tokens)))
+        return logits
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """[B, S] -> [B, S]; zeros at padding."""
+        return super().forward(input_ids, token_type_ids, attention_mask).squeeze(-1)
+
+
+class LinearHead(Head):
+    """A linear map to L outputs, over each token or over what stands for each sequence.
+
+    ::
+
+        a token, or the pooled sequence -> transform? -> dropout -> linear
+
+    Families differ in what comes before the linear map: the pooler of the encoder, a
+    ``Transform`` of the head's own (``transform``: its activation; ``normed``: whether a norm
+    follows), or nothing.
+    """
+
+    def __init__(
+        self,
+        bert: BERT,
+        num_labels: int = 2,
+        hidden_size: int | None = None,
+        transform: str | None = None,
+        normed: bool = False,
+    ) -> None:
+        super().__init__(bert, hidden_size)
+        config = bert.config
+        self.num_labels = num_labels
+        self.transform = (
+            None if transform is None else Transform(config, config.hidden_size, transform, normed)
+        )
+        rate = config.classifier_dropout_rate
+        self.dropout = Dropout(config.dropout_rate if rate is None else rate)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self._initialize(self.classifier, *([self.transform] if self.transform else []))
+
+    def logits(self, tokens: Tokens) -> Tensor:
+        """[T] -> [T, L], or [B, L] where there is one output a sequence."""
+        hidden = self.bert.encode(tokens)
+        if not self.padded:
+            own = self.transform is not None  # which takes the place of the encoder's pooler
+            pick = self.bert.summary if own else self.bert.pool
+            hidden = pick(hidden, tokens)
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        logits: Tensor = self.classifier(self.dropout(hidden))
+        return logits
+
+
+class BertForSequenceClassification(LinearHead):
     """A label for a text or a pair: pooler -> dropout -> linear, [B, S] -> [B, L]."""
 
     kind = "sequence"
     padded = False
-
-    def __init__(self, bert: BERT, num_labels: int = 2, hidden_size: int | None = None) -> None:
-        super().__init__(bert, hidden_size)
-        self.num_labels = num_labels
-        self.dropout = Dropout(bert.config.dropout_rate)
-        self.classifier = nn.Linear(bert.config.hidden_size, num_labels)
-        self._initialize(self.classifier)
-
-    def logits(self, tokens: Tokens) -> Tensor:
-        """[T] -> [B, L]."""
-        pooled = self.bert.pool(self.bert.encode(tokens), tokens)
-        logits: Tensor = self.classifier(self.dropout(pooled))
-        return logits
+    labelled = True
 
 
-class BertForTokenClassification(Head):
+class BertForTokenClassification(LinearHead):
     """A label for every token: [B, S] -> [B, S, L]."""
 
     kind = "token"
     padded = True
-
-    def __init__(self, bert: BERT, num_labels: int = 2, hidden_size: int | None = None) -> None:
-        super().__init__(bert, hidden_size)
-        self.num_labels = num_labels
-        self.dropout = Dropout(bert.config.dropout_rate)
-        self.classifier = nn.Linear(bert.config.hidden_size, num_labels)
-        self._initialize(self.classifier)
-
-    def logits(self, tokens: Tokens) -> Tensor:
-        """[T] -> [T, L]."""
-        logits: Tensor = self.classifier(self.dropout(self.bert.encode(tokens)))
-        return logits
+    labelled = True
 
 
-class BertForQuestionAnswering(Head):
+class BertForQuestionAnswering(LinearHead):
     """Where the answer starts and ends: [B, S] -> [B, S, 2]."""
 
     kind = "span"
     padded = True
 
-    def __init__(self, bert: BERT, hidden_size: int | None = None) -> None:
-        super().__init__(bert, hidden_size)
-        self.span = nn.Linear(bert.config.hidden_size, 2)
-        self._initialize(self.span)
+    def __init__(
+        self,
+        bert: BERT,
+        hidden_size: int | None = None,
+        transform: str | None = None,
+        normed: bool = False,
+    ) -> None:
+        super().__init__(bert, 2, hidden_size, transform, normed)
+        self.dropout = Dropout(0.0)  # none in the paper's
 
-    def logits(self, tokens: Tokens) -> Tensor:
-        """[T] -> [T, 2]: start and end."""
-        logits: Tensor = self.span(self.bert.encode(tokens))
-        return logits
 
-
-class BertForMultipleChoice(Head):
+class BertForMultipleChoice(LinearHead):
     """A score for each of C choices: [B, C, S] -> [B, C]."""
 
     kind = "choice"
     padded = False
 
-    def __init__(self, bert: BERT, hidden_size: int | None = None) -> None:
-        super().__init__(bert, hidden_size)
-        self.dropout = Dropout(bert.config.dropout_rate)
-        self.classifier = nn.Linear(bert.config.hidden_size, 1)
-        self._initialize(self.classifier)
-
-    def logits(self, tokens: Tokens) -> Tensor:
-        """[T] -> [B * C, 1]."""
-        pooled = self.bert.pool(self.bert.encode(tokens), tokens)
-        logits: Tensor = self.classifier(self.dropout(pooled))
-        return logits
+    def __init__(
+        self,
+        bert: BERT,
+        hidden_size: int | None = None,
+        transform: str | None = None,
+        normed: bool = False,
+    ) -> None:
+        super().__init__(bert, 1, hidden_size, transform, normed)
 
     def forward(
         self,
@@ -249,6 +327,7 @@ HEADS: dict[str, type[Head]] = {
         BertForPreTraining,
         BertForMaskedLM,
         BertForNextSentencePrediction,
+        BertForReplacedTokenDetection,
         BertForSequenceClassification,
         BertForTokenClassification,
         BertForQuestionAnswering,

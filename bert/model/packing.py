@@ -14,8 +14,8 @@ together, padded to the longest among them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,11 @@ class Group:
     sequences: int
     length: int
     rows: slice | Tensor  # of the T rows: a view, or [sequences * length] with padding repeated
-    mask: Tensor | None  # [sequences, 1, 1, length], True where a token is real
+    mask: Tensor | None  # [sequences, 1, 1 or length, length], True where a token may be seen
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The rows of this group: [T, ...] -> [sequences, length, ...]."""
+        return rows[self.rows].view(self.sequences, self.length, *rows.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,15 @@ class Packed:
     groups: tuple[Group, ...]
     restore: Tensor | None  # [T] places in the concatenated group outputs; None: in order already
     starts: Tensor  # [B] first row of each sequence
+    gapless: bool = True  # whether every sequence's positions follow each other
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...], device: torch.device | None = None) -> Packed:
+    def of(
+        cls,
+        lengths: tuple[int, ...],
+        device: torch.device | None = None,
+        gapless: bool = True,
+    ) -> Packed:
         """Plan the groups for sequences of these lengths (tokens), in any order."""
         starts, total = [], 0
         for length in lengths:
@@ -89,7 +99,54 @@ class Packed:
             tuple(groups),
             None if in_order else places.to(device),
             torch.tensor(starts, dtype=torch.long).to(device),
+            gapless,
         )
+
+    def by_group(
+        self, function: Callable[[Tensor, Tensor | None], Tensor], rows: Tensor, width: int
+    ) -> Tensor:
+        """Apply a function of [b, s, W] and a mask -> [b, s, width] to each group of rows [T, W].
+
+        Returns [T, width].
+        """
+        outputs = [function(group.of(rows), group.mask).flatten(0, 1) for group in self.groups]
+        if not outputs:  # every sequence is empty
+            return rows.new_zeros(0, width)
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return joined if self.restore is None else joined[self.restore]
+
+    def within(self, position_ids: Tensor, window: int) -> Packed:
+        """The same sequences, each token seeing ``window`` positions to each side only."""
+        groups = []
+        for group in self.groups:
+            if group.length <= window + 1 and self.gapless:
+                groups.append(group)  # nothing lies further apart
+                continue
+            places = group.of(position_ids)  # [b, s]
+            near = (places[:, :, None] - places[:, None, :]).abs() <= window  # [b, s, s]
+            mask = near[:, None] if group.mask is None else near[:, None] & group.mask
+            groups.append(replace(group, mask=mask))
+        return replace(self, groups=tuple(groups))
+
+    def counted(self, input_ids: Tensor, pad_token_id: int) -> Tensor:
+        """Positions counted from ``pad_token_id + 1`` over tokens that are not padding: [T].
+
+        Padding among the tokens stands at ``pad_token_id`` (RoBERTa's way of counting).
+        """
+        real = input_ids != pad_token_id
+        so_far = real.cumsum(0)
+        before = torch.cat((so_far.new_zeros(1), so_far))[self.starts]  # [B]
+        lengths = torch.tensor(self.lengths, device=input_ids.device)
+        place = so_far - before.repeat_interleave(lengths, output_size=len(input_ids))
+        return place * real + pad_token_id
+
+    def mean(self, hidden: Tensor) -> Tensor:
+        """The mean of each sequence's rows: [T, H] -> [B, H]; zeros where it is empty."""
+        counts = torch.tensor(self.lengths, device=hidden.device)
+        owner = torch.repeat_interleave(counts, output_size=len(hidden))
+        sums = hidden.new_zeros(len(self.lengths), hidden.shape[-1], dtype=torch.float32)
+        sums = sums.index_add(0, owner, hidden.float())
+        return (sums / counts.clamp(min=1)[:, None]).to(hidden.dtype)
 
     def first(self, hidden: Tensor) -> Tensor:
         """The row of each sequence's first token: [T, H] -> [B, H]; zeros where it is empty."""
@@ -155,16 +212,19 @@ def pack(
     if attention_mask is None:
         lengths = (length,) * batch
         places = torch.arange(batch * length, device=input_ids.device)
+        gapless = True
     else:
         real = attention_mask != 0
         lengths = tuple(real.sum(dim=1).tolist())
         places = real.flatten().nonzero().flatten()
+        begun = (real[:, 1:] & ~real[:, :-1]).sum(dim=1) + real[:, :1].sum(dim=1)
+        gapless = max(begun.tolist(), default=0) <= 1
     types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
     tokens = Tokens(
         input_ids.flatten()[places],
         types.flatten()[places],
         places % length,
-        Packed.of(lengths, input_ids.device),
+        Packed.of(lengths, input_ids.device, gapless),
     )
     return tokens, places
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bert import log
-from bert.checkpoint import Checkpoint, build, read_model, write_model
+from bert.checkpoint import Checkpoint, read_model, write_model
 from bert.data.draws import uniform
 from bert.errors import UsageError
 from bert.predictor import Predictor
@@ -119,7 +119,7 @@ def run_demo(out: Path, minutes: float) -> Path:
     log.say("\n3. Fine-tuning the same network without pretraining, for comparison.")
     checkpoint = read_model(pretrained / "model")
     torch.manual_seed(SEED)
-    untrained = build(checkpoint.kind, checkpoint.config)
+    untrained = checkpoint.family.build(checkpoint.kind, checkpoint.config)
     fresh = Checkpoint(
         untrained, checkpoint.kind, checkpoint.family, tokenizer=checkpoint.tokenizer
     )

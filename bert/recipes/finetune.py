@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from bert import __version__, log
-from bert.checkpoint import find_model, read_model, write_model
+from bert.checkpoint import read_model, write_model
 from bert.config import Settings
 from bert.data.batches import Batch, pack_sequences, step_samples
 from bert.data.rows import (
@@ -24,6 +24,7 @@ from bert.data.rows import (
     training_examples,
 )
 from bert.evaluation import check_label, evaluate
+from bert.hub import find_model
 from bert.model.precision import default_device, resolve_precision
 from bert.predictor import Predictor
 from bert.recipes.reporting import finetuning_report
@@ -99,7 +100,7 @@ def finetune(
     directory = find_model(settings.model)
     torch.manual_seed(settings.seed)  # a new head is drawn from it
     checkpoint = read_model(directory, kind=Classification.kind, labels=labels)
-    longest = checkpoint.config.max_position_embeddings
+    longest = checkpoint.config.longest_text
     settings = settings.model_copy(
         update={
             "text": list(text),

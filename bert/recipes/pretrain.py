@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from bert import __version__, log
-from bert.checkpoint import Checkpoint, build, write_model
+from bert.checkpoint import Checkpoint, write_model
 from bert.config import Settings
 from bert.data.batches import Batch, step_samples
 from bert.data.instances import Spans, pair_batch, split_held_out
@@ -121,14 +120,14 @@ def pretrain(
 
     family = load_family("bert")
     torch.manual_seed(settings.seed)
-    config = replace(
-        family.sizes[settings.size],
+    config = family.size(
+        settings.size,
         vocab_size=tokenizer.vocab_size,
         dropout_rate=settings.dropout_rate,
         positions=settings.positions,
         pad_token_id=tokenizer.pad_id,
     )
-    model = build("pretraining", config).to(device)
+    model = family.build("pretraining", config).to(device)
     optimizer = build_optimizer(
         model, settings.optimizer, settings.learning_rate, settings.weight_decay
     )

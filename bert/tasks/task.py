@@ -39,8 +39,8 @@ class Task(ABC):
         self.tokenizer: Tokenizer = checkpoint.tokenizer
         self.labels = checkpoint.labels
         self.max_length = min(
-            int(checkpoint.facts.get("max_length") or checkpoint.config.max_position_embeddings),
-            checkpoint.config.max_position_embeddings,
+            int(checkpoint.facts.get("max_length") or checkpoint.config.longest_text),
+            checkpoint.config.longest_text,
         )
         self.texts_per_row = int(checkpoint.facts.get("texts_per_row") or 1)
 

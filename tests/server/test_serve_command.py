@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import bert
-from bert.checkpoint import Checkpoint, build, write_model
+from bert.checkpoint import Checkpoint, write_model
 from bert.families.family import load_family
 from bert.model.config import BertConfig
 from bert.text.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ def model(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pat
     facts = {"task": "classification", "texts_per_row": 1}
     directory = tmp_path_factory.mktemp("served") / "model"
     labels = ["good", "bad", "<b>neither</b>"]
-    head = build("sequence", config, len(labels))
+    head = load_family("bert").build("sequence", config, len(labels))
     write_model(
         directory, Checkpoint(head, "sequence", load_family("bert"), labels, tokenizer, facts)
     )
