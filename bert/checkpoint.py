@@ -144,7 +144,8 @@ def read_model(
         raise ModelError(
             f"The weights lack {len(lost)} parts of the encoder, the first being {lost[0]}.",
             where=str(directory),
-            fix="copy the weights again from where the model came from",
+            fix="config.json and the weights belong to different models, or the weights were not "
+            "copied whole",
         )
     # A pooler may be there that this head does not use; anything else is another arithmetic.
     if odd := [name for name in left if name.startswith(family.prefix) and "pooler" not in name]:
@@ -187,6 +188,26 @@ def read_model(
     )
 
 
+def read_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer in a folder of its own, or that of a model.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    path = Path(name)
+    if path.is_dir() and not any((at / CONFIG).is_file() for at in (path, path / "model")):
+        return Tokenizer.load(path)
+    if not path.exists() and "/" not in name:
+        raise ModelError(
+            "There is no folder with a tokenizer.",
+            where=name,
+            fix=f"bert tokenizer CORPUS --out {name}, or give a model",
+        )
+    directory = find_model(name)
+    kind = str(read_json(directory / CONFIG).get("model_type"))
+    return Tokenizer.load(directory, load_family(kind, str(directory / CONFIG)).tokenizer)
+
+
 def write_model(directory: Path, checkpoint: Checkpoint) -> None:
     """Write a model directory, whole or not at all; one that was there is replaced."""
     config, family, kind = checkpoint.config, checkpoint.family, checkpoint.kind
@@ -199,8 +220,7 @@ def write_model(directory: Path, checkpoint: Checkpoint) -> None:
         prefix + name: value.detach().cpu() for name, value in checkpoint.model.state_dict().items()
     }
     if checkpoint.others:
-        shown = ", ".join(checkpoint.others[:5]) + (", ..." if len(checkpoint.others) > 5 else "")
-        log.say(f"Files of the model that are not carried over: {shown}.")
+        log.say(f"Files of the model that are not carried over: {', '.join(checkpoint.others)}.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -276,7 +296,14 @@ def _labels(stored: Mapping[str, Any], where: str) -> list[str]:
     """Label names by number; two unnamed ones where the configuration gives none."""
     names = stored.get("id2label")
     if names is None:
-        return ["LABEL_0", "LABEL_1"]
+        count = stored.get("num_labels", 2)
+        if type(count) is not int or not 1 <= count <= _MOST_LABELS:
+            raise ModelError(
+                f"num_labels is {count!r:.60}; it must be 1 to {_MOST_LABELS:,}.",
+                where=where,
+                fix=_COPY,
+            )
+        return [f"LABEL_{i}" for i in range(count)]
     try:
         labels = [names[str(i)] for i in range(min(len(names), _MOST_LABELS + 1))]
         if not all(isinstance(label, str | int) for label in labels):

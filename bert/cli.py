@@ -76,6 +76,10 @@ def _settings_of(command: str) -> type[Settings] | None:
         from bert.recipes.extend import ExtendSettings
 
         return ExtendSettings
+    if command == "prepare":
+        from bert.recipes.prepare import PrepareSettings
+
+        return PrepareSettings
     if command == "pretrain":
         from bert.recipes.pretrain import PretrainSettings
 
@@ -111,8 +115,12 @@ def _written(value: Any) -> str:
 
 
 def _corpus_and_assignments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Paths apart from key=value; a path with "=" in it counts as one where it exists."""
-    corpus = [item for item in arguments if "=" not in item or Path(item).exists()]
+    """Paths and URLs apart from key=value; a path with "=" in it is one where it exists."""
+    corpus = [
+        item
+        for item in arguments
+        if "=" not in item or "://" in item.partition("=")[0] or Path(item).exists()
+    ]
     if not all(corpus):  # Path("") would be the current folder
         raise UsageError("The name of a corpus is empty.", fix="is a variable of the shell unset?")
     if not corpus:
@@ -160,18 +168,45 @@ def extend_tokenizer(
 
 
 @app.command(cls=CommandWithSettings)
+def prepare(
+    corpus: CorpusArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of text in tables.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster.")] = False,
+) -> None:
+    """Clean text, drop duplicates and write tokens ready for pretraining."""
+    from bert.recipes.prepare import PrepareSettings
+    from bert.recipes.prepare import prepare as run
+
+    paths, assignments = _corpus_and_assignments(corpus)
+    settings = _settings(
+        PrepareSettings,
+        None,
+        assignments,
+        corpus=paths,
+        tokenizer=str(tokenizer) if tokenizer else None,
+        text_column=text_column,
+    )
+    run(settings, out, on_ray=ray)
+
+
+@app.command(cls=CommandWithSettings)
 def pretrain(
     corpus: CorpusArgument,
-    size: Annotated[str | None, typer.Option(help="tiny mini small medium base large")] = None,
+    size: Annotated[str | None, typer.Option(help="tiny mini small medium base large ...")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train this long.")] = None,
     steps: Annotated[int | None, typer.Option(help="Or this many steps.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Go on from a run folder, model or hub id.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder of a tokenizer.")] = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     config: ConfigFile = None,
 ) -> None:
-    """Pretrain on your own text: masked words and next sentences."""
+    """Pretrain on your own text, without labels."""
     from bert.recipes.pretrain import PretrainSettings
     from bert.recipes.pretrain import pretrain as run
 
@@ -184,7 +219,8 @@ def pretrain(
         size=size,
         minutes=minutes,
         steps=steps,
-        tokenizer=str(tokenizer) if tokenizer else None,
+        start=start,
+        tokenizer=tokenizer,
     )
     run(settings, out, resume=resume, overwrite=overwrite)
 
@@ -391,6 +427,8 @@ def _run(arguments: list[str]) -> int:
         raise _usage_error(error, arguments) from None
     except typer.Abort:
         raise KeyboardInterrupt from None
+    if result == Interrupted(signal.SIGINT).exit_code:  # what the parser makes of Ctrl-C
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

@@ -19,9 +19,19 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+_speaks = True
+
+
+def speak(yes: bool) -> None:
+    """Whether this process says anything; of several that train as one only the first does."""
+    global _speaks
+    _speaks = yes
+
+
 def say(text: str = "") -> None:
     """Print one line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    if _speaks:
+        print(text, file=sys.stderr, flush=True)
 
 
 def notice(what: str, *, where: str | None = None, fix: str | None = None) -> None:
@@ -56,7 +66,7 @@ class Progress:
         self._last = time.monotonic()
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        if _speaks and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -92,13 +102,19 @@ class Progress:
 
 
 class MetricsFile:
-    """An append-only ``metrics.jsonl``: one object a line, not-a-number shown as NaN."""
+    """An append-only ``metrics.jsonl``: one object a line, not-a-number shown as NaN.
+
+    A process that does not speak writes none either.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.writes = _speaks
 
     def write(self, **values: Any) -> None:
         """Append one line of named values."""
+        if not self.writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -116,5 +132,7 @@ class MetricsFile:
 
     def keep_until(self, step: int) -> None:
         """Drop the lines after ``step``: what a resumed run is about to write again."""
+        if not self.writes:
+            return
         rows = [row for row in self.read() if row.get("step", 0) <= step and "final" not in row]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -10,10 +10,10 @@ from typing import overload
 
 import torch
 
-from bert.checkpoint import read_model
+from bert.checkpoint import Checkpoint, read_model
 from bert.data.batches import pack_sequences
 from bert.errors import ModelError
-from bert.hub import find_model
+from bert.hub import CONFIG, find_model
 from bert.model.precision import arithmetic, default_device, resolve_precision
 from bert.tasks.task import Answer, Task, batch_tokens, load_task, task_names
 from bert.text.tokenizer import Encoded, Texts
@@ -64,6 +64,8 @@ class Predictor:
                 f"The task {task} does not go with a {checkpoint.kind} head.",
                 where=str(directory / "bert.json"),
             )
+        if kind.kind == "sequence":
+            _check_answers(checkpoint, directory)
         self.directory = directory
         self.facts = checkpoint.facts
         self.device = default_device()
@@ -74,6 +76,10 @@ class Predictor:
         self.labels = self._task.labels
         self.max_length = self._task.max_length
         self.texts_per_row = self._task.texts_per_row
+
+    def take_pairs(self) -> None:
+        """Expect pairs of texts, where the model itself does not say what it takes."""
+        self.texts_per_row = self._task.texts_per_row = 2
 
     @overload
     def __call__(self, texts: str) -> Answer: ...  # type: ignore[overload-overlap]
@@ -113,6 +119,24 @@ class Predictor:
         )
         with arithmetic(self.precision, self.device):
             return self._task.answer(self.model, batch_tokens(batch, self.device))
+
+
+def _check_answers(checkpoint: Checkpoint, directory: Path) -> None:
+    """Refuse a head whose numbers are not one probability for each label."""
+    labels, meaning = checkpoint.labels, checkpoint.foreign.get("problem_type")
+    if meaning in (None, "single_label_classification") and len(set(labels)) == len(labels) > 1:
+        return
+    if len(labels) == 1 or meaning == "regression":
+        what = "The head gives a score, not a label."
+    elif len(set(labels)) < len(labels):
+        what = "Two labels of this model have the same name."
+    else:
+        what = "A text may have several labels in this model; here it has one."
+    raise ModelError(
+        what,
+        where=str(directory / CONFIG),
+        fix="fine-tune it first: bert finetune TRAIN --model " + shlex.quote(str(directory)),
+    )
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

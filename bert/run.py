@@ -7,6 +7,8 @@ import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 
 from bert import log
 from bert.config import Settings, read_yaml
-from bert.errors import UsageError
+from bert.errors import Interrupted, UsageError
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "env.json"
@@ -66,6 +68,16 @@ def choose_folder(out: Path | None, name: str, *, resume: bool, overwrite: bool)
             else "choose another --out: this folder holds no run, so it is left alone",
         )
     return out
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Tell how to go on where a run is interrupted before or after its loop."""
+    try:
+        yield
+    except Interrupted as error:
+        error.fix = error.fix or "repeat the command, with --resume if its folder is there"
+        raise
 
 
 def open_run(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from bert.errors import ModelError
 # JSON takes up to 12 times its size in memory, and 25 times where it is all empty lists.
 _MOST_JSON_BYTES = 8 * 2**20
 _MOST_LISTS = 1_000_000  # the tokenizers of today have 250,000 entries
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".ipynb")
+OTHER_WEIGHTS = (".h5", ".msgpack", ".ot", ".onnx", ".npz")
+_DEEPEST = 3  # folders within folders that are carried
 _COPY = "copy the model again from where it came from"
 
 
@@ -137,3 +143,40 @@ def _finite(text: str) -> float:
 def begins_as_pickle(start: bytes) -> bool:
     """Whether these first bytes are those of a pickle, or of the zip in which PyTorch keeps one."""
     return start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+def carry_files(
+    source: Path, destination: Path, names: Iterable[str], depth: int = _DEEPEST
+) -> list[str]:
+    """Copy files and folders of a model directory that are neither code nor other weights.
+
+    Args:
+        source: the directory.
+        destination: where they go, under the same names.
+        names: what is wanted of it.
+        depth: folders within folders that are copied.
+
+    Returns:
+        What was left behind: code, pickles, weights in other forms, pipes, links elsewhere.
+    """
+    left = []
+    for name in sorted(names):
+        path = source / name
+        if path.is_dir() and not path.is_symlink() and depth:
+            (destination / name).mkdir()
+            inside = [item.name for item in path.iterdir()]
+            below = carry_files(path, destination / name, inside, depth - 1)
+            left += [f"{name}/{item}" for item in below]
+            continue
+        try:
+            file = regular_file(path)
+        except (ModelError, OSError):
+            left.append(name)
+            continue
+        with file.open("rb") as opened:
+            start = opened.read(4)
+        if name.endswith((*PICKLES, *CODE, *OTHER_WEIGHTS)) or begins_as_pickle(start):
+            left.append(name)
+        else:
+            shutil.copyfile(file, destination / name)
+    return left

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bert.errors import ModelError, OutOfMemoryError
-from bert.untrusted import begins_as_pickle, parse_table, read_json, regular_file
+from bert.untrusted import PICKLES, begins_as_pickle, parse_table, read_json, regular_file
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,7 +53,6 @@ _DTYPES = {
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TENSORFLOW = ".ckpt.index"
 _COPY = "copy the model again from where it came from"
 

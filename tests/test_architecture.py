@@ -18,7 +18,7 @@ ROOT = Path(bert.__file__).parent
 LAYERS = {
     "errors": -1,
     "log": 0, "config": 0, "cache": 0, "untrusted": 0,
-    "text": 1, "metrics": 1,
+    "text": 1, "metrics": 1, "distributed": 1,
     "data": 2, "model": 2,
     "families": 3,
     "hub": 3, "weights": 2, "checkpoint": 4, "training": 4, "run": 4,

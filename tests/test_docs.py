@@ -21,6 +21,7 @@ from bert import cli, errors
 from bert.config import Settings, parse_assignments
 from bert.families.family import load_family
 from bert.recipes.finetune import FinetuneSettings
+from bert.recipes.prepare import PrepareSettings
 from bert.recipes.pretrain import RATES, PretrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,7 @@ PAGES = [
 SETTINGS: dict[str, type[Settings]] = {
     "docs/pretraining.md": PretrainSettings,
     "docs/finetuning.md": FinetuneSettings,
+    "docs/corpus.md": PrepareSettings,
 }
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -204,7 +204,7 @@ USAGE = [
         "label=x", "only once",
     ),
     Mistake("size-of-none", "pretrain w/corpus.txt --steps 1 --out run size=huge", 2,
-            "size: .*huge", "size=huge", "size=mini"),
+            "no size 'huge'", "size=huge", "mini"),
     Mistake("option-size-of-none", "pretrain w/corpus.txt --size huge --steps 1", 2, "huge", "",
             "mini"),
     Mistake("no-budget", "pretrain w/corpus.txt --out run", 2, "steps|minutes", None, "--minutes"),
@@ -734,7 +734,8 @@ def test_interrupted_training_can_go_on(here: Path, number: int, code: int) -> N
         " sequence_length=32 batch_size=4"
     )
     with start(*arguments) as process:
-        wait_for((here / "run" / "metrics.jsonl").exists, process)
+        metrics = here / "run" / "metrics.jsonl"
+        wait_for(lambda: metrics.exists() and metrics.stat().st_size, process)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == code, said

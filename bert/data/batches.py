@@ -18,7 +18,8 @@ class Batch:
     """B sequences packed into T tokens, and what the objective wants of them.
 
     Arrays: ``input_ids``, ``token_type_ids``, ``position_ids`` [T]; ``lengths`` [B];
-    ``samples`` [B], the number of each sample in its data set; ``targets`` by name.
+    ``samples`` [B], the number of each sample in its data set; ``targets`` by name. ``epoch``
+    and ``share``, how much of the training is over (0 to 1), are those of the whole batch.
     """
 
     input_ids: Ints
@@ -27,6 +28,7 @@ class Batch:
     samples: Ints
     epoch: int = 0
     targets: dict[str, Ints] = field(default_factory=dict)
+    share: float = 0.0
 
     @property
     def position_ids(self) -> Ints:
@@ -58,12 +60,16 @@ def pack_sequences(
     )
 
 
-def step_samples(step: int, count: int, batch_size: int, seed: int) -> tuple[int, Ints]:
+def step_samples(
+    step: int, count: int, batch_size: int, seed: int, *, full: bool = False
+) -> tuple[int, Ints]:
     """Which samples optimiser step ``step`` (from 0) trains on: (epoch, sample numbers).
 
-    Every epoch takes each of ``count`` samples once, in an order of its own; its last batch
-    may be smaller.
+    Every epoch takes each of ``count`` samples once, in an order of its own. Its last batch
+    may be smaller; with ``full`` what is left at an epoch's end is left out, unless there is
+    no full batch at all.
     """
-    epoch, index = divmod(step, -(-count // batch_size))
+    steps = max(count // batch_size, 1) if full else -(-count // batch_size)
+    epoch, index = divmod(step, steps)
     order = permutation(count, seed, epoch)
     return epoch, order[index * batch_size : (index + 1) * batch_size]

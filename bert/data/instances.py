@@ -1,4 +1,4 @@
-"""Pretraining instances: pairs of segments for next sentence prediction.
+"""Pretraining instances: pairs of segments, in one of two ways, or running text alone.
 
 A document is cut into spans of whole sentences, about as long as a sequence. In an epoch
 every span is cut in two at a sentence boundary drawn anew: the first part is segment A. For
@@ -10,11 +10,17 @@ parts, so that all text is still used (Devlin et al. 2018, section 3.1, draw B i
 
 Segment B fills the sequence, up to the end of its document, whether it follows or not: its
 length must not give the answer away.
+
+For sentence order prediction (Lan et al. 2019, section 3.1) both parts of a span are kept and
+stand in the wrong order in every other sample; nothing is added to either::
+
+    span i:  a a a | b b            A = a a a, B = b b        in order     (0)
+                              or    A = b b, B = a a a        swapped      (1)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,7 +32,7 @@ from bert.data.shards import Shards
 from bert.errors import DataError
 
 # What a draw is for: the first key of every number drawn here.
-_SPLIT, _EXCHANGE, _HELD_OUT = 1, 2, 3
+_SPLIT, _EXCHANGE, _HELD_OUT, _SWAP = 1, 2, 3, 4
 NO_LABEL = -100
 
 
@@ -54,30 +60,39 @@ class Spans:
 
 
 def cut_spans(shards: Shards, room: int, documents: NDArray[np.int64]) -> Spans:
-    """The spans of these documents, each at most ``room`` tokens long."""
+    """The spans of these documents, each at most ``room`` tokens long.
+
+    The sentence that a span had no room for is longer than most, and begins the next one. So
+    that this cannot tell a first part from a second, every other document is cut from its end.
+    """
     units = _units(shards.sentence_starts, max(room // 2, 1))
     # Document boundaries are sentence boundaries, and those are all in ``units``.
     token_starts = shards.sentence_starts[shards.document_starts]
     unit_starts = np.searchsorted(units, token_starts)
     first, last, limit = [], [], []
     for document in documents:
-        unit, end = int(unit_starts[document]), int(unit_starts[document + 1])
-        while unit < end:
-            reach = int(np.searchsorted(units, units[unit] + room, side="right")) - 1
-            stop = min(max(reach, unit + 1), end)
-            first.append(unit)
-            last.append(stop)
-            limit.append(int(token_starts[document + 1]))
-            unit = stop
+        start, end = int(unit_starts[document]), int(unit_starts[document + 1])
+        edges = [end if document % 2 else start]
+        while document % 2 and edges[-1] > start:
+            reach = int(np.searchsorted(units, units[edges[-1]] - room))
+            edges.append(max(min(reach, edges[-1] - 1), start))
+        while not document % 2 and edges[-1] < end:
+            reach = int(np.searchsorted(units, units[edges[-1]] + room, side="right")) - 1
+            edges.append(min(max(reach, edges[-1] + 1), end))
+        edges.sort()
+        first += edges[:-1]
+        last += edges[1:]
+        limit += [int(token_starts[document + 1])] * (len(edges) - 1)
     return Spans(shards.tokens, units, np.array(first), np.array(last), np.array(limit))
 
 
 def _units(sentence_starts: NDArray[np.int64], longest: int) -> Ints:
-    """Sentence boundaries, with more inside sentences longer than ``longest`` tokens."""
+    """Sentence boundaries, with more, evenly, inside sentences longer than ``longest`` tokens."""
     lengths = np.diff(sentence_starts)
     parts = -(-lengths // longest)
     starts = np.repeat(sentence_starts[:-1], parts)
-    offsets = ranges(np.zeros_like(parts), parts) * longest
+    number = ranges(np.zeros_like(parts), parts)
+    offsets = number * np.repeat(lengths, parts) // np.repeat(parts, parts)
     return np.append(starts + offsets, sentence_starts[-1])
 
 
@@ -143,7 +158,57 @@ def pair_batch(
     paired = cuttable[samples]
     b_length = np.where(paired, np.minimum(spans.limit[partner] - b_start, room - a_length), 0)
 
-    lengths = a_length + b_length + 2 + paired
+    label = np.where(paired, (partner != samples).astype(np.int64), NO_LABEL)
+    batch = _packed(spans, samples, (a_start, a_length), (b_start, b_length), cls_id, sep_id)
+    return replace(batch, epoch=epoch, targets={**batch.targets, "next_sentence": label})
+
+
+def ordered_batch(
+    spans: Spans, samples: Ints, *, epoch: int, seed: int, cls_id: int, sep_id: int
+) -> Batch:
+    """``[CLS] A [SEP] B [SEP]``, A and B the two parts of a span in either order.
+
+    At most 3 tokens longer than a span. Targets as of ``pair_batch``, but ``next_sentence`` is
+    0 where A comes first in the text and 1 where it comes second.
+    """
+    start, end = spans.units[spans.first[samples]], spans.units[spans.last[samples]]
+    cut = _cut(spans, samples, epoch, seed)
+    paired = cut < end
+    swapped = paired & (uniform(_SWAP, seed, epoch, samples) < 0.5)
+    label = np.where(paired, swapped.astype(np.int64), NO_LABEL)
+    first, second = (start, cut - start), (cut, end - cut)
+    a = np.where(swapped, second, first)  # [2, B]: where it starts, how long it is
+    b = np.where(swapped, first, second)
+    batch = _packed(spans, samples, (a[0], a[1]), (b[0], b[1]), cls_id, sep_id)
+    return replace(batch, epoch=epoch, targets={**batch.targets, "next_sentence": label})
+
+
+def text_batch(spans: Spans, samples: Ints, *, epoch: int, cls_id: int, sep_id: int) -> Batch:
+    """``[CLS] span [SEP]`` in one segment, at most 2 tokens longer than a span.
+
+    Whole sentences of one document (Liu et al. 2019, section 4.2, DOC-SENTENCES), for masked
+    words alone. Targets: ``special`` [T]; no ``next_sentence``, because there is no pair.
+    """
+    start, end = spans.units[spans.first[samples]], spans.units[spans.last[samples]]
+    nothing = np.zeros_like(start)
+    batch = _packed(spans, samples, (start, end - start), (start, nothing), cls_id, sep_id)
+    return replace(batch, epoch=epoch)
+
+
+def _packed(
+    spans: Spans,
+    samples: Ints,
+    a: tuple[Ints, Ints],
+    b: tuple[Ints, Ints],
+    cls_id: int,
+    sep_id: int,
+) -> Batch:
+    """Sequences of segments A and B, each given by where it starts and how long it is, [B].
+
+    A segment B of length 0 is left out with its [SEP].
+    """
+    (a_start, a_length), (b_start, b_length) = a, b
+    lengths = a_length + b_length + 2 + (b_length > 0)
     input_ids = np.full(int(lengths.sum()), sep_id, dtype=np.int64)
     token_type_ids = np.zeros_like(input_ids)
     special = np.ones_like(input_ids)
@@ -158,14 +223,8 @@ def pair_batch(
         special[where] = 0
     segment_b = lengths - a_length - 2
     token_type_ids[ranges(starts + a_length + 2, segment_b)] = 1
-    label = np.where(paired, (partner != samples).astype(np.int64), NO_LABEL)
     return Batch(
-        input_ids,
-        token_type_ids,
-        lengths,
-        np.asarray(samples),
-        epoch,
-        {"next_sentence": label, "special": special},
+        input_ids, token_type_ids, lengths, np.asarray(samples), targets={"special": special}
     )
 
 

@@ -110,8 +110,8 @@ class Packed:
         Returns [T, width].
         """
         outputs = [function(group.of(rows), group.mask).flatten(0, 1) for group in self.groups]
-        if not outputs:  # every sequence is empty
-            return rows.new_zeros(0, width)
+        if not outputs:  # every sequence is empty: no rows, but a part of the graph
+            return rows[:, :width]
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return joined if self.restore is None else joined[self.restore]
 

@@ -1,4 +1,4 @@
-"""Next sentence prediction: does segment B follow segment A."""
+"""Pairs of segments: does B follow A, or do the two stand in their order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from bert.objectives.objective import Score
 
 @dataclass(frozen=True)
 class NextSentence:
-    """Devlin et al. 2018, section 3.1, task 2; the pairs come from ``data.instances``."""
+    """Is this pair as it stood in the text; how it differs if not, the batch decides.
+
+    ``pair_batch``: B is from elsewhere (Devlin et al. 2018, section 3.1, task 2).
+    ``ordered_batch``: the two have changed places (Lan et al. 2019, section 3.1); named "sop".
+    """
 
     name: str = "nsp"
 
@@ -31,7 +35,7 @@ class NextSentence:
     def score(
         self, model: Any, hidden: Tensor, tokens: Tokens, targets: dict[str, Tensor]
     ) -> Score:
-        """Cross-entropy over "follows" and "does not": hidden [T, H] -> [B, 2] -> a sum."""
+        """Cross-entropy over "as it stood" and "not": hidden [T, H] -> [B, 2] -> a sum."""
         labels = targets["next_sentence"]
         logits = model.next_sentence_logits(hidden, tokens).float()
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=NO_LABEL)

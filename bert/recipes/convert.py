@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -22,11 +23,11 @@ from typing import Any
 
 from bert import log
 from bert.errors import BertError, ModelError, UsageError
+from bert.families.family import family_names, load_family
 from bert.hub import CONFIG, find_model
-from bert.untrusted import begins_as_pickle, read_json, regular_file
+from bert.untrusted import PICKLES, carry_files, read_json, regular_file
 from bert.weights import (
     INDEX,
-    PICKLES,
     TENSORFLOW,
     WEIGHTS,
     read_headers,
@@ -38,8 +39,6 @@ MOST_BYTES = 16 * 2**30  # of pickles; the largest encoders of their kind have 7
 _PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # Pickles that trainers leave beside the weights, by how their names begin.
 _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states")
-_CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".ipynb")
-_OTHER_WEIGHTS = (".h5", ".msgpack", ".ot", ".onnx", ".npz")
 _INNER = ("state_dict", "model_state_dict", "model")  # where training checkpoints keep weights
 _SPARE = 2**30  # bytes of address space for the child beyond the weights
 
@@ -88,7 +87,8 @@ def convert_model(source: str | Path, destination: Path) -> None:
                 where=str(source),
                 fix="copy all of its parts from where the model came from",
             )
-        left = _copy_files(source, stage, {file.name for file in pickles})
+        converted = {_PICKLE_INDEX, *(file.name for file in pickles)}
+        left = carry_files(source, stage, {path.name for path in source.iterdir()} - converted)
         try:
             checkpoint = read_model(stage, tokenizer=False)
         except ModelError as error:
@@ -162,27 +162,6 @@ def _pickles(source: Path) -> tuple[list[Path], set[str]]:
     return [source / name for name in found], names
 
 
-def _copy_files(source: Path, stage: Path, converted: set[str]) -> list[str]:
-    """Copy what lies beside the weights; returns the names of what is left behind."""
-    left = []
-    for path in sorted(source.iterdir()):
-        name = path.name
-        if name in converted or name == _PICKLE_INDEX:
-            continue
-        try:
-            file = regular_file(path)
-        except (ModelError, OSError):  # folders, pipes and links that lead elsewhere
-            left.append(name)
-            continue
-        with file.open("rb") as opened:
-            start = opened.read(4)
-        if name.endswith((*PICKLES, *_CODE, *_OTHER_WEIGHTS)) or begins_as_pickle(start):
-            left.append(name)
-        else:
-            shutil.copyfile(file, stage / name)
-    return left
-
-
 def _some(names: Any) -> str:
     """Up to five names that come from a file, so that they can be printed."""
     names = [name if name.isprintable() else ascii(name) for name in names]
@@ -241,6 +220,13 @@ def _rewrite(target: Path, pickles: list[Path]) -> dict[str, Any]:
     """
     import torch
 
+    # Of several names of one matrix the one is written that reading looks for.
+    tied = {
+        name
+        for family in family_names()
+        for head in load_family(family).heads.values()
+        for name in head.tied
+    }
     room = 2 * sum(file.stat().st_size for file in pickles)
     tensors: dict[str, torch.Tensor] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -252,7 +238,7 @@ def _rewrite(target: Path, pickles: list[Path]) -> dict[str, Any]:
         if inner is not None and not any(torch.is_tensor(value) for value in table.values()):
             left += [str(name) for name in table if name != inner]
             table = table[inner]
-        for name, value in table.items():
+        for name, value in sorted(table.items(), key=lambda item: item[0] in tied):
             if not isinstance(name, str):
                 raise ModelError(f"{file.name} has a name that is not text.")
             if not torch.is_tensor(value):
@@ -299,11 +285,14 @@ def _open(file: Path) -> dict[Any, Any]:
     except MemoryError:
         raise
     except Exception as error:
-        if found := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+        if found := re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error)):
             raise ModelError(
                 f"{file.name} holds more than weights ({found[1]}); it is refused."
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # What the library says further is how to open it unsafely.
+        if isinstance(error, pickle.UnpicklingError):
+            raise ModelError(f"{file.name} is no pickle of weights; it is refused.") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ModelError(f"{file.name} cannot be read: {reason}") from None
     if not isinstance(table, dict):
         raise ModelError(f"{file.name} is not a table of names and weights.")

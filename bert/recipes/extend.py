@@ -9,6 +9,7 @@ word is used it learns in further training.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from bert.hub import find_model
 from bert.text.corpus import documents
 from bert.text.new_words import NewWord, extended, new_words, word_count
 from bert.text.tokenizer import Tokenizer
+from bert.untrusted import carry_files
 
 _BATCH = 256  # documents tokenized at once
 GROWN = ("embeddings.word.weight", "words.bias")  # endings of weights with a row a token
@@ -55,7 +57,8 @@ def extend_model(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("The output folder is in use.", where=str(out), fix="choose another --out")
-    checkpoint = read_model(find_model(model))
+    directory = find_model(model)
+    checkpoint = read_model(directory)
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
     log.say("Looking for words.")
@@ -69,7 +72,16 @@ def extend_model(
         )
     larger = extended(tokenizer, words)
     result = grown(checkpoint, larger, words)
+    result.others = []
     write_model(out, result)
+    try:  # what is written must be readable, and what else there was is kept
+        read_model(out)
+        left = carry_files(directory, out, checkpoint.others)
+    except BaseException:
+        shutil.rmtree(out)
+        raise
+    if left:
+        log.say(f"Not copied: {', '.join(left)}.")
     before, after, count = _tokens(corpus, settings.text_column, tokenizer, larger)
     shown = ", ".join(word.text.removeprefix("▁") for word in words[:8])
     fewer = "" if len(words) == settings.add else f", all that there are to add of {settings.add:,}"

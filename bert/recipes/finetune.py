@@ -23,17 +23,18 @@ from bert.data.rows import (
     stratified_split,
     training_examples,
 )
+from bert.distributed import World
 from bert.evaluation import check_label, evaluate
 from bert.hub import find_model
 from bert.model.precision import default_device, resolve_precision
 from bert.predictor import Predictor
 from bert.recipes.reporting import finetuning_report
-from bert.run import choose_folder, open_run
+from bert.run import choose_folder, open_run, resumable
 from bert.tasks.classification import Classification
 from bert.tasks.task import load_task
 from bert.text.corpus import content_hash
 from bert.text.tokenizer import Encoded
-from bert.training.loop import LoopSettings, train
+from bert.training.loop import LoopSettings, Step, train
 from bert.training.optim import Budget, build_optimizer
 from bert.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 
@@ -68,6 +69,7 @@ class FinetuneSettings(Settings):
     checkpoint_minutes: float = Field(5.0, gt=0)
 
 
+@resumable()
 def finetune(
     settings: FinetuneSettings, out: Path | None, *, resume: bool = False, overwrite: bool = False
 ) -> Path:
@@ -100,6 +102,7 @@ def finetune(
     directory = find_model(settings.model)
     torch.manual_seed(settings.seed)  # a new head is drawn from it
     checkpoint = read_model(directory, kind=Classification.kind, labels=labels)
+    checkpoint.foreign.pop("problem_type", None)  # what is learnt here is one label a text
     longest = checkpoint.config.longest_text
     settings = settings.model_copy(
         update={
@@ -150,7 +153,7 @@ def finetune(
         log.say(f"Going on from step {state.step:,}.")
     metrics.keep_until(state.step)
     train(
-        model,
+        Step(model, task, device),
         task,
         lambda step: _step(encoded, truth, settings, step),
         optimizer,
@@ -169,7 +172,7 @@ def finetune(
         metrics,
         save=lambda: save_checkpoint(run / "checkpoints", model, optimizer, state),
         evaluate=dict,
-        device=device,
+        world=World(device=device),
         label="Fine-tuning",
     )
     write_model(run / "model", checkpoint)

@@ -16,20 +16,28 @@ Line = tuple[list[float], list[float]]
 
 
 def pretraining_report(
-    run: Path, settings: Settings, facts: Mapping[str, Any], summary: Mapping[str, Any], rows: Rows
+    run: Path,
+    settings: Settings,
+    facts: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    rows: Rows,
+    titles: Mapping[str, str],
 ) -> None:
-    """Curves, ``report.html`` and ``README.md`` of a pretraining run."""
+    """Curves, ``report.html`` and ``README.md`` of a pretraining run.
+
+    ``titles``: name of a figure -> what it is called.
+    """
     pictures = run / "plots"
     pictures.mkdir(exist_ok=True)
     for kind in ("loss", "accuracy"):
-        for name, title in (("mlm", "Masked words"), ("nsp", "Next sentence")):
+        for name, title in titles.items():
             plots.curves(
                 pictures / f"{name}_{kind}.png",
                 {
                     "training": _line(rows, f"{name}_{kind}"),
                     "held out": _line(rows, f"held_out_{name}_{kind}"),
                 },
-                title=f"{title}: {kind}",
+                title=f"{title.capitalize()}: {kind}",
                 x_label="optimiser steps",
                 y_label="cross-entropy (nats)" if kind == "loss" else "share right",
             )
@@ -37,14 +45,14 @@ def pretraining_report(
     figures = [
         (title, summary[f"held_out_{name}_loss"], summary[f"held_out_{name}_accuracy"],
          summary[f"held_out_{name}_answers"])
-        for name, title in (("mlm", "masked words"), ("nsp", "next sentence"))
+        for name, title in titles.items()
     ]  # fmt: skip
     report = Report("Pretraining", f"{run}: {summary['steps']:,} steps")
     report.heading("On held-out text")
     report.table(["task", "loss (nats)", "share right", "answers"], figures)
     for kind in ("loss", "accuracy"):
-        for name in ("mlm", "nsp"):
-            report.picture(pictures / f"{name}_{kind}.png", f"{name.upper()} {kind}")
+        for name, title in titles.items():
+            report.picture(pictures / f"{name}_{kind}.png", f"{title}: {kind}")
     report.heading("The corpus")
     report.table(["fact", "count"], [(name.replace("_", " "), n) for name, n in facts.items()])
     report.heading("Settings")
@@ -53,7 +61,7 @@ def pretraining_report(
     report.write(run / "report.html")
     card = Card(
         name=run.name,
-        summary="A BERT encoder, pretrained on masked words and next sentences.",
+        summary=f"An encoder, pretrained on {', '.join(titles.values())}.",
         library="bertsmith",
         usage=f'import bert\n\nbert.Predictor("{run}/model")("The [MASK] is here.")',
         training_data={name.replace("_", " "): f"{n:,}" for name, n in facts.items()},

@@ -11,10 +11,12 @@ from bert import log
 from bert.cache import cached, key_of
 from bert.config import Settings
 from bert.errors import DataError, UsageError
-from bert.text.corpus import content_hash, documents
+from bert.text.corpus import content_hash, documents, sample_texts
 from bert.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_wordpiece
 
-VERSION = 2
+VERSION = 3
+# A larger corpus gives no better vocabulary, and would not fit into memory.
+SAMPLE_CHARACTERS = 100_000_000
 
 
 class TokenizerSettings(Settings):
@@ -42,8 +44,9 @@ def corpus_tokenizer(
     def build(stage: Path) -> None:
         log.say("Training the tokenizer.")
         try:
+            texts = sample_texts(documents(corpus, text_column), SAMPLE_CHARACTERS)
             train_wordpiece(
-                lambda: (document.text for document in documents(corpus, text_column)),
+                lambda: texts,
                 vocab_size=vocab_size,
                 lowercase=lowercase,
                 max_length=max_length,

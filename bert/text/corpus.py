@@ -10,13 +10,14 @@ import difflib
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bert.errors import DataError
 from bert.text import files
 
+PREPARED = "shards.json"  # the file that tells prepared shards from text
 DOCUMENT_LIMIT = 4 * 2**20  # characters: a longer .txt document is handed out in pieces
 
 
@@ -35,7 +36,8 @@ def corpus_files(paths: Sequence[Path]) -> list[Path]:
     A file that is reached twice is taken once. The order of the result is that of the names.
 
     Raises:
-        DataError: a path does not exist or is not of a supported format, or there is no file.
+        DataError: a path does not exist, is not of a supported format or holds prepared shards,
+            or there is no file.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -66,6 +68,12 @@ def _files_below(folder: Path) -> list[Path]:
 
     found = []
     for where, folders, names in os.walk(folder, onerror=stop):
+        if PREPARED in names:
+            raise DataError(
+                "This folder holds prepared shards, not text.",
+                where=where,
+                fix=f"train on them alone: bert pretrain {shlex.quote(where)} --minutes 60",
+            )
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(where, name)
@@ -163,3 +171,26 @@ def content_hash(paths: Sequence[Path]) -> str:
                 size += len(block)
         digest.update(size.to_bytes(8, "big"))
     return digest.hexdigest()
+
+
+def sample_texts(documents: Iterable[Document], characters: int) -> list[str]:
+    """Texts of documents drawn evenly from a stream, at most so many characters, in order.
+
+    A smaller stream is taken whole. The same documents give the same sample. Memory is that of
+    the sample, however long the stream.
+    """
+    held: list[tuple[float, str]] = []
+    size, share = 0, 1.0
+    for number, document in enumerate(documents):
+        # A number from 0 to 1 that depends on nothing but the document's place.
+        digest = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=8).digest()
+        rank = int.from_bytes(digest, "big") / 2**64
+        if rank >= share:
+            continue
+        held.append((rank, document.text))
+        size += len(document.text)
+        while size > characters and len(held) > 1:
+            share /= 2
+            held = [item for item in held if item[0] < share] or held[:1]
+            size = sum(len(text) for _, text in held)
+    return [text for _, text in held]

@@ -156,6 +156,11 @@ def extended(tokenizer: Tokenizer, words: Sequence[NewWord]) -> Tokenizer:
             str(token.pop("id")): token for token in [dict(token) for token in added]
         }
         files["tokenizer_config.json"] = _json(settings)
+    if "tokenizer.json" not in tokenizer.files and any(
+        role not in settings for role in tokenizer.special_tokens
+    ):  # plain files mean their family's tokens; tokenizer.json means none
+        settings = {**tokenizer.special_tokens, **settings}
+        files["tokenizer_config.json"] = _json(settings)
     if "vocab.json" in files:
         files["vocab.json"] = _json(json.loads(files["vocab.json"]) | numbers)
     if "vocab.txt" in files:

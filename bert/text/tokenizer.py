@@ -296,8 +296,12 @@ class Tokenizer:
         return [encoding.ids for encoding in encoded]
 
     def token(self, number: int) -> str:
-        """The token of this number."""
-        return str(self.backend.id_to_token(number))
+        """The token of this number; where it is written as bytes, the text that they mean."""
+        token = str(self.backend.id_to_token(number))
+        if type(self.backend.decoder).__name__ == "ByteLevel":
+            text = str(self.backend.decoder.decode([token]))
+            return token if "\N{REPLACEMENT CHARACTER}" in text else text
+        return token
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer's files."""
@@ -426,7 +430,9 @@ def _raw_form(
     raise ModelError(
         "There is no tokenizer here.",
         where=str(directory),
-        fix=f"it needs {needed}: bert tokenizer CORPUS --out DIR",
+        fix=f"copy {needed} from where the model came from; another would have other numbers"
+        if (directory / "config.json").is_file()
+        else f"it needs {needed}: bert tokenizer CORPUS --out DIR",
     )
 
 

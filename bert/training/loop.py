@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bert import log
+from bert.distributed import ALONE, World, unsynchronised, whole
 from bert.errors import BertError, Interrupted
 from bert.model.precision import arithmetic
 from bert.training.interrupt import deferred_signals
-from bert.training.optim import Budget, linear_schedule
-from bert.training.state import TrainingState
+from bert.training.optim import Budget, schedule
+from bert.training.state import TrainingState, keep_batches
 
 # A loss that is not finite is skipped and shown; this many in a row stop the run.
 MOST_SKIPPED = 10
+# A loss this many times the mean of the last hundred steps or so is told as a spike.
+SPIKE = 1.5
 
 B = TypeVar("B")
 
 
 class Outcome(NamedTuple):
-    """What a batch gave, by the name of the loss: loss sums and numbers of right answers."""
+    """What a batch gave, by the name of the loss.
+
+    Args:
+        losses: sums over all answers.
+        correct: how many answers were right.
+        weights: of the mean losses in their sum, 1 where nothing is said.
+    """
 
     losses: Mapping[str, Tensor]
     correct: Mapping[str, Tensor]
+    weights: Mapping[str, float] = MappingProxyType({})
 
 
 class Trainable(Protocol[B]):
@@ -41,7 +53,7 @@ class Trainable(Protocol[B]):
         ...
 
     def counts(self, batch: B) -> dict[str, int]:
-        """How many answers of each name the batch asks for."""
+        """How many answers of each name the batch asks for; the names are always the same."""
         ...
 
     def losses(self, model: nn.Module, batch: B, device: torch.device) -> Outcome:
@@ -53,6 +65,20 @@ class Trainable(Protocol[B]):
         ...
 
 
+class Step(nn.Module):
+    """A model under its objective, as the one module that several processes train."""
+
+    def __init__(self, model: nn.Module, objective: Trainable[Any], device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.device = device
+
+    def forward(self, batch: Any) -> Outcome:
+        """A batch -> loss sums and right answers."""
+        return self.objective.losses(self.model, batch, self.device)
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """How to take a step.
@@ -60,8 +86,9 @@ class LoopSettings:
     Args:
         learning_rate: the peak rate.
         warmup: share of the budget in which the rate rises to it.
+        schedule: how it falls again: a name in ``optim.SCHEDULES``.
         clip_norm: the largest norm of the gradient over all weights.
-        seed: of dropout, together with the step.
+        seed: of dropout, together with the step and the rank.
         precision: fp32 or bf16.
         log_every: steps between lines in ``metrics.jsonl``.
         evaluations: evaluations on held-out data, evenly over the budget.
@@ -76,10 +103,11 @@ class LoopSettings:
     log_every: int
     evaluations: int
     checkpoint_minutes: float
+    schedule: str = "linear"
 
 
 def train(
-    model: nn.Module,
+    module: nn.Module,
     objective: Trainable[B],
     steps: Callable[[int], Sequence[B]],
     optimizer: torch.optim.Optimizer,
@@ -90,35 +118,35 @@ def train(
     *,
     save: Callable[[], object],
     evaluate: Callable[[], Mapping[str, float]],
-    device: torch.device,
+    world: World = ALONE,
     label: str,
 ) -> None:
     """Train until the budget is spent.
 
     Losses are sums and batches know their counts, so that the mean over all answers of a
-    step is exact however the step is divided into micro-batches.
+    step is exact however the step is divided into micro-batches and among processes.
 
     Args:
-        model: trained in place.
-        objective: gives the losses.
-        steps: the micro-batches of each optimiser step; a function of the step's number
-            alone, which is what makes resuming exact.
-        optimizer: over the model's parameters.
+        module: a ``Step``, wrapped for several processes if there are; trained in place.
+        objective: prepares batches and counts what they ask.
+        steps: this process's micro-batches of each optimiser step, equally many in every
+            process; a function of the step's number alone, which makes resuming exact.
+        optimizer: over the module's parameters.
         budget: steps or minutes.
         settings: how to take a step.
         state: where to start; kept up to date.
         metrics: where figures go.
         save: writes a checkpoint of the state.
         evaluate: figures on held-out data, without changing the model.
-        device: where the model is.
+        world: the processes that train together.
         label: shown beside the progress bar.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM arrived; the checkpoint is saved.
+        Interrupted: Ctrl-C or SIGTERM arrived at any process; the checkpoint is saved.
         BertError: the loss was not finite several times in a row; the checkpoint before
             that is kept.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     started = time.monotonic() - state.seconds
     saved_at = state.seconds
     step_seconds = 0.0
@@ -131,42 +159,68 @@ def train(
         ThreadPoolExecutor(1) as ahead,
         log.Progress(label, total=1.0) as progress,
     ):
-
-        def leave_if_asked() -> None:
-            if stop.signal_number is not None:
-                save()
-                raise Interrupted(stop.signal_number, fix="add --resume to go on from here")
-
         upcoming = ahead.submit(prepared, state.step)
-        while not budget.spent(state.step, state.seconds, step_seconds):
-            leave_if_asked()
+        while True:
             batches = upcoming.result()
+            mine = sum((Counter(objective.counts(batch)) for batch in batches), Counter())
+            names = list(objective.counts(batches[0]))
+            tokens = sum(objective.tokens(batch) for batch in batches)
+            # What all processes must agree on: rank 0's clock, anyone's signal, all counts.
+            rows = world.gathered(
+                [
+                    budget.progress(state.step, state.seconds),
+                    budget.spent(state.step, state.seconds, step_seconds),
+                    state.seconds - saved_at >= 60 * settings.checkpoint_minutes,
+                    stop.signal_number or 0,
+                    tokens,
+                    *(mine[name] for name in names),
+                ]
+            )
+            share, spent, save_due = rows[0][:3]
+            if number := int(max(row[3] for row in rows)):
+                save()
+                raise Interrupted(number, fix="add --resume to go on from here")
+            if int(share * settings.evaluations) > state.evaluations:
+                state.evaluations = int(share * settings.evaluations)
+                metrics.write(step=state.step, seconds=round(state.seconds, 3), **evaluate())
+                state.seconds = time.monotonic() - started
+            if save_due:
+                save()
+                state.seconds = saved_at = time.monotonic() - started
+            if spent:
+                break
             upcoming = ahead.submit(prepared, state.step + 1)
-            counts = sum((Counter(objective.counts(batch)) for batch in batches), Counter())
+            counts = {name: sum(row[5 + i] for row in rows) for i, name in enumerate(names)}
 
-            share = budget.progress(state.step, state.seconds)
-            rate = settings.learning_rate * linear_schedule(share, settings.warmup)
+            rate = settings.learning_rate * schedule(settings.schedule, share, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            # Dropout depends on the step alone, not on what was drawn before.
-            torch.manual_seed(settings.seed * 1_000_003 + state.step)
-            model.train()
-            figures: dict[str, float] = defaultdict(float)
-            figures.update({f"{name}_count": n for name, n in counts.items()})
-            for batch in batches:
-                with arithmetic(settings.precision, device):
-                    outcome = objective.losses(model, batch, device)
-                loss = sum(
-                    (value / max(counts[name], 1) for name, value in outcome.losses.items()),
-                    torch.zeros((), device=device),
-                )
-                loss.backward()  # type: ignore[no-untyped-call]
-                figures["tokens"] += objective.tokens(batch)
-                for name in outcome.losses:
-                    figures[f"{name}_loss"] += outcome.losses[name].item()
-                    figures[f"{name}_correct"] += int(outcome.correct[name].item())
-            norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
-            if math.isfinite(norm) and all(map(math.isfinite, figures.values())):
+            # Dropout depends on the step and the rank alone, not on what was drawn before.
+            torch.manual_seed((settings.seed * 1_000_003 + state.step) * world.size + world.rank)
+            module.train()
+            sums = torch.zeros(2, len(names), device=world.device)
+            for i, batch in enumerate(batches):
+                last = i == len(batches) - 1
+                with nullcontext() if last else unsynchronised(module):
+                    with arithmetic(settings.precision, world.device):
+                        outcome = module(batch)
+                    # The gradients of the ranks are averaged, so each counts its own in full.
+                    loss = world.size * sum(
+                        outcome.weights.get(name, 1.0) * value / max(counts[name], 1)
+                        for name, value in outcome.losses.items()
+                    )
+                    loss.backward()
+                for row, values in enumerate((outcome.losses, outcome.correct)):
+                    sums[row] += torch.stack([values[name].detach().float() for name in names])
+            norm = whole(nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+            # The only time that the processor waits for the accelerator.
+            everyone = world.gathered(torch.cat((norm[None], sums.flatten())).tolist())
+            totals = [sum(column) for column in zip(*everyone, strict=True)][1:]
+            figures = {f"{name}_count": counts[name] for name in names}
+            figures |= {f"{name}_loss": totals[i] for i, name in enumerate(names)}
+            figures |= {f"{name}_correct": totals[len(names) + i] for i, name in enumerate(names)}
+            figures["tokens"] = sum(row[4] for row in rows)
+            if finite := all(math.isfinite(value) for row in everyone for value in row):
                 optimizer.step()
                 state.skipped = 0
             else:
@@ -180,32 +234,33 @@ def train(
                 state.window[name] = state.window.get(name, 0.0) + value
             line = _means(state.window)
             progress.update(budget.progress(state.step, state.seconds), _short(line))
-            if state.step % settings.log_every == 0 or state.skipped:
+            if state.step % settings.log_every == 0 or not finite:
                 metrics.write(
                     step=state.step,
                     seconds=round(state.seconds, 3),
                     learning_rate=rate,
-                    gradient_norm=norm,
+                    gradient_norm=everyone[0][0],
                     **line,
                 )
                 state.window = {}
+            loss_now = sum(figures[f"{name}_loss"] / max(counts[name], 1) for name in names)
+            if finite and _spike(state, loss_now):
+                metrics.write(step=state.step, spike=loss_now, usual=state.usual_loss)
             if state.skipped >= MOST_SKIPPED:
+                folder = metrics.path.parent
                 raise BertError(
                     f"The loss was not finite {MOST_SKIPPED} steps in a row.",
-                    where=f"step {state.step}, {metrics.path}",
+                    where=f"step {state.step}, its batches: {keep_batches(folder, batches)}",
                     fix=f"start again with a lower rate: learning_rate={rate / 4:.1e}",
                 )
-            due = int(budget.progress(state.step, state.seconds) * settings.evaluations)
-            if due > state.evaluations:
-                state.evaluations = due
-                figures_held_out = evaluate()
-                metrics.write(step=state.step, seconds=round(state.seconds, 3), **figures_held_out)
-                state.seconds = time.monotonic() - started
-            if state.seconds - saved_at >= 60 * settings.checkpoint_minutes:
-                save()
-                state.seconds = saved_at = time.monotonic() - started
-        leave_if_asked()  # during the last step
         upcoming.cancel()
+
+
+def _spike(state: TrainingState, loss: float) -> bool:
+    """Whether a loss is far above what it was of late, which is kept up to date."""
+    usual = state.usual_loss
+    state.usual_loss = loss if usual is None else usual + (loss - usual) / 100
+    return usual is not None and loss > SPIKE * usual
 
 
 def _means(window: Mapping[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import nn
 from bert.errors import UsageError
 
 OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("linear", "cosine", "trapezoidal")
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,26 @@ class Budget:
         return step > 0 and seconds + step_seconds / 2 >= 60 * self.minutes
 
 
-def linear_schedule(progress: float, warmup: float) -> float:
-    """Linear warm-up, then linear decay to zero (Devlin et al. 2018, appendix A.2).
+def schedule(name: str, progress: float, warmup: float) -> float:
+    """The factor on the peak learning rate, from 0 to 1.
+
+    It rises linearly at first and then falls to zero: ``linear`` evenly (Devlin et al. 2018,
+    appendix A.2), ``cosine`` along half a wave (Loshchilov & Hutter 2017), ``trapezoidal`` in
+    the last fifth of the budget only, after a plateau (Zhai et al. 2022).
 
     Args:
+        name: one of ``SCHEDULES``.
         progress: share of the budget used up.
         warmup: share of the budget in which the rate rises.
-
-    Returns:
-        A factor on the peak learning rate, from 0 to 1.
     """
     if progress < warmup:
         return progress / warmup
-    return (1.0 - progress) / (1.0 - warmup)
+    left = (1.0 - progress) / (1.0 - warmup)
+    if name == "cosine":
+        return 0.5 - 0.5 * math.cos(math.pi * left)
+    if name == "trapezoidal":
+        return min(1.0, (1.0 - progress) / min(0.2, 1.0 - warmup))
+    return left
 
 
 def build_optimizer(

@@ -11,13 +11,17 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from bert import log
+from bert.distributed import ALONE, World, laid_out, whole
 from bert.errors import ModelError
 
 MANIFEST = "manifest.json"
@@ -34,6 +38,7 @@ class TrainingState:
         evaluations: evaluations on held-out data so far.
         skipped: steps in a row whose loss or gradient was not finite.
         window: sums since the last line in ``metrics.jsonl``.
+        usual_loss: a running mean of the loss over the last hundred steps or so.
     """
 
     step: int = 0
@@ -41,27 +46,43 @@ class TrainingState:
     evaluations: int = 0
     skipped: int = 0
     window: dict[str, float] = field(default_factory=dict)
+    usual_loss: float | None = None
 
 
 def save_checkpoint(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    world: World = ALONE,
 ) -> Path:
-    """Write ``step-N`` below ``directory`` and remove all but the two newest."""
+    """Write ``step-N`` below ``directory`` and remove all but the two newest.
+
+    Every rank must call it; rank 0 writes, and the others wait until it has.
+    """
+    tensors = {f"model.{name}": whole(value) for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = whole(value)
+    target = directory / f"step-{state.step:08d}"
+    if world.first:
+        _write(target, tensors, state)
+    world.told(None)
+    return target
+
+
+def _write(target: Path, tensors: dict[str, torch.Tensor], state: TrainingState) -> None:
     from safetensors.torch import save_file
 
-    target = directory / f"step-{state.step:08d}"
+    directory = target.parent
     if target.exists():
         if _faults(target) is None:
-            return target
+            return
         shutil.rmtree(target)
     stage = directory / f".{target.name}.partial"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        for name, parameter in model.named_parameters():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = value
         save_file({name: value.contiguous() for name, value in tensors.items()}, stage / "tensors")
         (stage / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
         manifest = {}
@@ -79,7 +100,6 @@ def save_checkpoint(
     # Later ones are damaged, or this run would have gone on from them.
     for old in [*found[: max(end - KEPT, 0)], *found[end:]]:
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -120,7 +140,10 @@ def load_checkpoint(
         if name.startswith("model.")
     }
     try:
-        model.load_state_dict(weights)
+        now = model.state_dict()
+        model.load_state_dict(
+            {name: laid_out(value, now.get(name, value)) for name, value in weights.items()}
+        )
     except RuntimeError as error:
         raise ModelError(
             "The checkpoint belongs to another model: " + str(error).splitlines()[-1].strip(),
@@ -132,10 +155,23 @@ def load_checkpoint(
         part, key, name = entry.split(".", 2)
         if part == "optimizer":
             # The count of steps stays on the CPU, where torch keeps it.
-            device = parameters[name].device if value.dim() else value.device
-            optimizer.state[parameters[name]][key] = value.to(device)
+            placed = laid_out(value, parameters[name]) if value.dim() else value
+            optimizer.state[parameters[name]][key] = placed
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return TrainingState(**state)
+
+
+def keep_batches(directory: Path, batches: Sequence[Any]) -> str:
+    """Write the arrays of batches down, to find out later what was in them: the file's name."""
+    path = directory / "not_finite.npz"
+    arrays = {
+        f"{name}_{i}": value
+        for i, batch in enumerate(batches)
+        for name, value in {**vars(batch), **vars(batch).get("targets", {})}.items()
+        if isinstance(value, np.ndarray)
+    }
+    np.savez(path, allow_pickle=False, **arrays)
+    return str(path)
 
 
 def flush(path: Path) -> None:

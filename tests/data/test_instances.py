@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 
 from bert.data.batches import Batch, ranges
-from bert.data.instances import NO_LABEL, Spans, cut_spans, pair_batch, split_held_out
+from bert.data.instances import (
+    NO_LABEL,
+    Spans,
+    cut_spans,
+    ordered_batch,
+    pair_batch,
+    split_held_out,
+    text_batch,
+)
 from bert.data.shards import Shards
 from bert.errors import DataError
 
@@ -41,6 +49,10 @@ def pairs(spans: Spans, samples: object, room: int, epoch: int = 0, seed: int = 
     return pair_batch(
         spans, np.asarray(samples), epoch=epoch, seed=seed, room=room, cls_id=CLS, sep_id=SEP
     )
+
+
+def ordered(spans: Spans, samples: object, epoch: int = 0, seed: int = 1) -> Batch:
+    return ordered_batch(spans, np.asarray(samples), epoch=epoch, seed=seed, cls_id=CLS, sep_id=SEP)
 
 
 def sequences(batch: Batch) -> list[tuple[list[int], list[int], list[int]]]:
@@ -246,3 +258,77 @@ def test_too_little_text() -> None:
         split_held_out(corpus([[4]]), 40, 0.1, seed=1)
     assert caught.value.exit_code == 3
     assert caught.value.fix
+
+
+@settings(max_examples=60, deadline=None)
+@given(corpora, st.integers(5, 40), st.integers(0, 3), st.integers(0, 3))
+def test_ordered_pairs_are_the_parts_of_a_span(
+    documents: list[list[int]], room: int, epoch: int, seed: int
+) -> None:
+    spans = everything(corpus(documents), room)
+    batch = ordered(spans, np.arange(len(spans)), epoch, seed)
+    label = batch.targets["next_sentence"]
+    assert (label == NO_LABEL).tolist() == (spans.last - spans.first == 1).tolist()
+    assert (batch.lengths <= room + 3).all()
+    for i, (ids, types, special) in enumerate(sequences(batch)):
+        text = list(range(spans.units[spans.first[i]], spans.units[spans.last[i]]))
+        a, b = segments(ids)
+        if label[i] == NO_LABEL:
+            assert ids == [CLS, *a, SEP]
+            assert special == [1, *[0] * len(a), 1]
+        else:
+            assert a
+            assert b
+            assert ids == [CLS, *a, SEP, *b, SEP]
+            assert types == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+            assert special == [1, *[0] * len(a), 1, *[0] * len(b), 1]
+        # Nothing is added, nothing lost.
+        whole = b + a if label[i] == 1 else a + b
+        assert [number - FIRST for number in whole] == text
+
+
+def test_half_of_the_ordered_pairs_are_swapped_anew_each_epoch() -> None:
+    spans = everything(random_corpus(60, 60), 40)
+    everyone = [
+        ordered(spans, np.arange(len(spans)), epoch).targets["next_sentence"] for epoch in range(4)
+    ]
+    kept = everyone[0] != NO_LABEL
+    for labels in everyone:
+        assert abs(labels[kept].mean() - 0.5) < 0.06
+    assert 0.4 < (everyone[0] != everyone[1])[kept].mean() < 0.6
+    order = np.random.default_rng(1).permutation(len(spans))
+    whole = sequences(ordered(spans, np.arange(len(spans))))
+    assert sequences(ordered(spans, order[:7])) == [whole[i] for i in order[:7]]
+
+
+def test_length_does_not_give_the_order_away() -> None:
+    # Some sentences are long, some longer than half a sequence, which is then cut.
+    draw = np.random.default_rng(0)
+    documents = [(3 + draw.exponential(12, 300)).astype(int).tolist() for _ in range(40)]
+    spans = everything(corpus(documents), 60)
+    batches = [ordered(spans, np.arange(len(spans)), epoch) for epoch in range(6)]
+    label = np.concatenate([batch.targets["next_sentence"] for batch in batches])
+    parts = [segments(ids) for batch in batches for ids, _, _ in sequences(batch)]
+    a_length, b_length = (np.array([len(pair[i]) for pair in parts]) for i in (0, 1))
+    for values in (a_length, b_length, a_length + b_length):
+        grid = np.arange(values.max() + 1)
+        shares = [
+            np.searchsorted(np.sort(values[label == side]), grid, side="right")
+            / (label == side).sum()
+            for side in (0, 1)
+        ]
+        assert np.abs(shares[0] - shares[1]).max() < 0.05
+
+
+def test_running_text_is_the_span_alone() -> None:
+    spans = everything(random_corpus(5, 30), 40)
+    samples = np.array([3, 0, len(spans) - 1])
+    batch = text_batch(spans, samples, epoch=2, cls_id=CLS, sep_id=SEP)
+    assert set(batch.targets) == {"special"}
+    assert (batch.epoch, batch.samples.tolist()) == (2, samples.tolist())
+    for sample, (ids, types, special) in zip(samples, sequences(batch), strict=True):
+        text = range(spans.units[spans.first[sample]], spans.units[spans.last[sample]])
+        assert ids == [CLS, *(number + FIRST for number in text), SEP]
+        assert types == [0] * len(ids)
+        assert special == [1, *[0] * len(text), 1]
+    assert (batch.lengths <= 42).all()

@@ -28,8 +28,8 @@ from bert.model.heads import BertForPreTraining
 from bert.objectives.mlm import MaskedLM
 from bert.objectives.objective import Objective
 from bert.objectives.pairs import NextSentence
-from bert.training.loop import MOST_SKIPPED, LoopSettings, Outcome, train
-from bert.training.optim import OPTIMIZERS, Budget, build_optimizer, linear_schedule
+from bert.training.loop import MOST_SKIPPED, LoopSettings, Outcome, Step, train
+from bert.training.optim import OPTIMIZERS, SCHEDULES, Budget, build_optimizer, schedule
 from bert.training.state import TrainingState
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ class Run:
             return evaluate()
 
         train(
-            model,
+            Step(model, objective, CPU),
             objective,
             lambda step: micro_batches(step, cuts),
             optimizer,
@@ -123,7 +123,6 @@ class Run:
             self.metrics,
             save=lambda: self.saved.append(self.state.step),
             evaluate=measured,
-            device=CPU,
             label="Test",
         )
 
@@ -230,11 +229,27 @@ def test_the_rate_rises_and_falls_to_zero(tmp_path: Path) -> None:
 
 
 def test_schedule() -> None:
-    assert linear_schedule(1.0, 0.1) == 0.0
-    assert linear_schedule(0.1, 0.1) == pytest.approx(1.0)
-    assert linear_schedule(0.55, 0.1) == pytest.approx(0.5)
-    assert linear_schedule(0.05, 0.1) == pytest.approx(0.5)
-    assert linear_schedule(0.0, 0.0) == 1.0
+    assert schedule("linear", 1.0, 0.1) == 0.0
+    assert schedule("linear", 0.1, 0.1) == pytest.approx(1.0)
+    assert schedule("linear", 0.55, 0.1) == pytest.approx(0.5)
+    assert schedule("linear", 0.05, 0.1) == pytest.approx(0.5)
+    assert schedule("linear", 0.0, 0.0) == 1.0
+    assert schedule("cosine", 0.55, 0.1) == pytest.approx(0.5)
+    assert schedule("cosine", 0.325, 0.1) == pytest.approx(0.5 + 0.5 * math.cos(math.pi / 4))
+    assert schedule("trapezoidal", 0.75, 0.1) == 1.0
+    assert schedule("trapezoidal", 0.9, 0.1) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9, 0.99])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_rises_to_one_and_falls_to_zero(name: str, warmup: float) -> None:
+    values = [schedule(name, step / 1000, warmup) for step in range(1001)]
+    assert values[-1] == pytest.approx(0.0, abs=1e-9)
+    assert max(values) == pytest.approx(1.0)
+    assert all(0.0 <= value <= 1.0 for value in values)
+    top = round(warmup * 1000)
+    assert values[: top + 1] == sorted(values[: top + 1])
+    assert values[top:] == sorted(values[top:], reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -407,8 +422,9 @@ def test_the_data_of_a_step_that_fails_is_told(tmp_path: Path) -> None:
     run, model = Run(tmp_path), network()
     with pytest.raises(BertError, match="has gone"):
         train(
-            model, OBJECTIVE, steps, sgd(model), Budget(steps=5), LoopSettings(**SETTINGS),
-            run.state, run.metrics, save=dict, evaluate=dict, device=CPU, label="Test",
+            Step(model, OBJECTIVE, CPU), OBJECTIVE, steps, sgd(model), Budget(steps=5),
+            LoopSettings(**SETTINGS), run.state, run.metrics, save=dict, evaluate=dict,
+            label="Test",
         )  # fmt: skip
     assert run.state.step == 2
 
