@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow check format docs bench clean
+.PHONY: demo test test-slow check format docs bench bench-pretrain bench-prepare clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bert demo
@@ -30,6 +30,16 @@ format: $(VENV)/.development
 bench: $(VENV)/.development
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/kernels.py
+
+# TEXT=FILE: a file of text, such as one of wikitext
+bench-pretrain: $(VENV)/.development
+	$(PIP) -e '.[bench]'
+	$(BIN)/python benchmarks/pretrain.py $(TEXT)
+
+# CORPUS=FILE TOKENIZER=DIR
+bench-prepare: $(VENV)/.development
+	$(PIP) -e '.[hub]'
+	$(BIN)/python benchmarks/prepare.py $(CORPUS) --tokenizer $(TOKENIZER)
 
 docs: $(VENV)/.development
 	$(BIN)/python -m pytest tests/test_docs.py

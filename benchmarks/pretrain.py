@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-LENGTH, VOCABULARY, MASK_RATE, WARM_UP = 128, 30522, 0.15, 3
+LENGTH, VOCABULARY, MASK_RATE, WARM_UP = 128, 30522, 0.15, 1
 RUNS = ("ours", "peer", "peer-best", "ceiling")
 
 

@@ -77,6 +77,7 @@ class World:
 
 
 ALONE = World()
+_PLAIN = (torch.Tensor, nn.Parameter)
 
 
 @contextmanager
@@ -148,6 +149,8 @@ def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
 
 def whole(value: torch.Tensor) -> torch.Tensor:
     """A tensor with all its parts, wherever they are; every rank must ask for it."""
+    if type(value) in _PLAIN:  # without an import that takes a second
+        return value
     from torch.distributed.tensor import DTensor
 
     if isinstance(value, DTensor):
@@ -158,6 +161,8 @@ def whole(value: torch.Tensor) -> torch.Tensor:
 
 def laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole tensor on the device of another, and shared out among the ranks as that one is."""
+    if type(like) in _PLAIN:
+        return value.to(like.device)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(like, DTensor):

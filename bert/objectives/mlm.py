@@ -66,7 +66,7 @@ class MaskedLM:
         self, model: Any, hidden: Tensor, tokens: Tokens, targets: dict[str, Tensor]
     ) -> Score:
         """Cross-entropy over the vocabulary: hidden [T, H] -> [M, V] -> a sum."""
-        logits = model.word_logits(hidden[targets["masked_places"]])
+        logits = model.word_logits(hidden.index_select(0, targets["masked_places"]))
         return Score(*word_loss(logits, targets["masked_words"]))
 
 

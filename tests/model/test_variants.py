@@ -152,3 +152,19 @@ def test_replaced_token_detection_gives_one_number_a_token() -> None:
     assert found.shape == (2, 3)
     assert not found[mask == 0].any()
     assert found[mask == 1].all()
+
+
+@given(LENGTHS)
+@settings(deadline=None, max_examples=40)
+def test_gradients_of_packed_attention_are_those_of_each_sequence(lengths: list[int]) -> None:
+    block, weight = attention(), rows(sum(lengths), seed=2)
+    packed_in, single_in = (rows(sum(lengths)).requires_grad_() for _ in range(2))
+    (block(packed_in, Packed.of(tuple(lengths))) * weight).sum().backward()
+    for start, length in zip(torch.tensor([0, *lengths]).cumsum(0).tolist(), lengths, strict=False):
+        part = slice(start, start + length)
+        if length:
+            (block(single_in[None, part])[0] * weight[part]).sum().backward()
+    if sum(lengths):
+        assert packed_in.grad is not None
+        assert single_in.grad is not None
+        torch.testing.assert_close(packed_in.grad, single_in.grad, atol=1e-5, rtol=1e-4)
