@@ -167,6 +167,8 @@ def carry_files(
             inside = [item.name for item in path.iterdir()]
             below = carry_files(path, destination / name, inside, depth - 1)
             left += [f"{name}/{item}" for item in below]
+            if not any((destination / name).iterdir()):
+                (destination / name).rmdir()
             continue
         try:
             file = regular_file(path)

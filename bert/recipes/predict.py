@@ -79,7 +79,7 @@ def text_columns(predictor: Predictor, file: Path, text: Sequence[str]) -> tuple
     """
     text = text or predictor.facts.get("text_columns") or []
     chosen, _ = choose_columns(file, text, None, labelled=False)
-    if len(chosen) == 2 and "texts_per_row" not in predictor.facts:
+    if len(chosen) == 2 and not predictor.facts:
         predictor.take_pairs()  # a model of others does not say what it was trained on
     if len(chosen) != predictor.texts_per_row:
         pair = predictor.texts_per_row == 2

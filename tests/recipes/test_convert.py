@@ -105,7 +105,10 @@ def test_everything_is_carried_over_or_named(
     (source / "modeling.py").write_text("raise SystemExit(1)\n")
     torch.save({}, source / "training_args.bin")
     (source / "notes.txt").write_bytes(pickle.dumps([1]))
-    (source / "onnx").mkdir()
+    for folder in ("onnx", "1_Pooling"):
+        (source / folder).mkdir()
+    (source / "onnx" / "model.onnx").write_bytes(b"x")
+    (source / "1_Pooling" / "config.json").write_text("{}")
     (source / "secret.txt").symlink_to(source.parent)
     convert_model(source, target)
     written = load_file(target / "model.safetensors")
@@ -115,13 +118,15 @@ def test_everything_is_carried_over_or_named(
         assert torch.equal(value, weights[name])
         assert value.dtype == weights[name].dtype
     present = {path.name for path in target.iterdir()}
-    assert present == {"config.json", "model.safetensors", "vocab.txt", "README.md"}
+    files = {"config.json", "model.safetensors", "vocab.txt", "README.md"}
+    assert present == files | {"1_Pooling"}
+    assert (target / "1_Pooling" / "config.json").read_text() == "{}"
     assert (target / "config.json").read_bytes() == (source / "config.json").read_bytes()
     assert target.stat().st_mode & 0o777 == 0o755
     assert (target / "model.safetensors").stat().st_mode & 0o777 == 0o644
     lines = capsys.readouterr().err.splitlines()
     assert f"Written once, being the same as another: {tied}." in lines
-    left = "modeling.py, notes.txt, onnx, secret.txt, training_args.bin"
+    left = "modeling.py, notes.txt, onnx/model.onnx, secret.txt, training_args.bin"
     assert f"Not copied: {left}." in lines
     assert lines[-1].startswith(f"Converted {len(written)} weights of family bert, head masked_lm")
 
