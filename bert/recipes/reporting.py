@@ -39,7 +39,7 @@ def pretraining_report(
                 },
                 title=f"{title.capitalize()}: {kind}",
                 x_label="optimiser steps",
-                y_label="cross-entropy (nats)" if kind == "loss" else "share right",
+                y_label="loss" if kind == "loss" else "share right",
             )
     _rate_picture(pictures, rows)
     figures = [
@@ -49,7 +49,7 @@ def pretraining_report(
     ]  # fmt: skip
     report = Report("Pretraining", f"{run}: {summary['steps']:,} steps")
     report.heading("On held-out text")
-    report.table(["task", "loss (nats)", "share right", "answers"], figures)
+    report.table(["task", "loss", "share right", "answers"], figures)
     for kind in ("loss", "accuracy"):
         for name, title in titles.items():
             report.picture(pictures / f"{name}_{kind}.png", f"{title}: {kind}")
@@ -63,7 +63,10 @@ def pretraining_report(
         name=run.name,
         summary=f"An encoder, pretrained on {', '.join(titles.values())}.",
         library="bertsmith",
-        usage=f'import bert\n\nbert.Predictor("{run}/model")("The [MASK] is here.")',
+        # A discriminator guesses no words.
+        usage=f'import bert\n\nbert.load("{run}/model")'
+        if "rtd" in titles
+        else f'import bert\n\nbert.Predictor("{run}/model")("The [MASK] is here.")',
         training_data={name.replace("_", " "): f"{n:,}" for name, n in facts.items()},
         settings=settings.model_dump(mode="json"),
         metrics=[

@@ -152,3 +152,11 @@ def test_a_model_with_other_words_is_refused(corpus: Path, first: Path, tmp_path
         run(corpus, tmp_path / "run", size=None, start=str(tmp_path / "nothing"))
     with pytest.raises(ModelError):
         run(corpus, tmp_path / "run", tokenizer=str(tmp_path))
+
+
+def test_the_card_of_a_discriminator_shows_what_works(corpus: Path, tmp_path: Path) -> None:
+    out = run(corpus, tmp_path / "run", objective="rtd")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert f'bert.load("{out}/model")' in card
+    assert "Predictor" not in card
+    assert load(out).kind == "replaced_token"
