@@ -32,7 +32,9 @@ from typing import Any
 import numpy as np
 import torch
 
-LENGTH, VOCABULARY, MASK_RATE, WARM_UP = 128, 30522, 0.15, 1
+LENGTH, VOCABULARY, MASK_RATE = 128, 30522, 0.15
+WARM_UP = 1  # steps that are not counted
+WARM_UP_SHARE = 0.1  # of the schedule
 RUNS = ("ours", "peer", "peer-best", "ceiling")
 
 
@@ -64,6 +66,7 @@ def network(size: str) -> Any:
 def ours(arguments: argparse.Namespace) -> dict[str, float]:
     """Our own loop, as bert pretrain calls it."""
     from bert import log
+    from bert.checkpoint import Checkpoint, write_model
     from bert.data.batches import step_samples
     from bert.data.instances import Spans, text_batch
     from bert.families.bert import FAMILY
@@ -79,13 +82,16 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
     number = np.arange(len(texts))
     spans = Spans(np.concatenate(texts), starts, number, number + 1, starts[1:])
     device = default_device()
-    torch.manual_seed(1)
+    torch.manual_seed(arguments.seed)
     model = FAMILY.build("masked_lm", network(arguments.size)).to(device)
-    objective = Objective([MaskedLM(tokenizer.mask_id, tokenizer.vocab_size, 1, MASK_RATE)])
+    masked = MaskedLM(tokenizer.mask_id, tokenizer.vocab_size, arguments.seed, MASK_RATE)
+    objective = Objective([masked])
     useful: dict[int, int] = {}
 
     def steps(step: int) -> list[Any]:
-        epoch, samples = step_samples(step, len(spans), arguments.batch_size, 1, full=True)
+        epoch, samples = step_samples(
+            step, len(spans), arguments.batch_size, arguments.seed, full=True
+        )
         batch = text_batch(
             spans, samples, epoch=epoch, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id
         )
@@ -98,9 +104,18 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
             Step(model, objective, device),
             objective,
             steps,
-            build_optimizer(model, "adamw", 1e-4, 0.01),
+            build_optimizer(model, "adamw", arguments.learning_rate, 0.01),
             Budget(minutes=arguments.seconds / 60),
-            LoopSettings(1e-4, 0.1, 1.0, 1, resolve_precision("auto", device), 1, 0, 1e9),
+            LoopSettings(
+                arguments.learning_rate,
+                WARM_UP_SHARE,
+                1.0,
+                arguments.seed,
+                resolve_precision("auto", device),
+                1,
+                0,
+                1e9,
+            ),
             TrainingState(),
             metrics,
             save=dict,
@@ -108,6 +123,9 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
             label="ours",
         )
         clock = [row["seconds"] for row in metrics.read()]
+    if arguments.keep:
+        kept = Checkpoint(model, "masked_lm", FAMILY, tokenizer=tokenizer)
+        write_model(Path(arguments.keep), kept)
     done = sum(useful[step] for step in range(WARM_UP, len(clock)))
     return {"tokens_per_second": done / (clock[-1] - clock[WARM_UP - 1]), "steps": len(clock)}
 
@@ -132,6 +150,14 @@ def peer(arguments: argparse.Namespace, best: bool) -> dict[str, float]:
     class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.times: list[float] = []
+            self.began = time.perf_counter()
+
+        def rate(self, _: int) -> float:
+            """Our schedule: linear up and down, by the clock."""
+            share = (time.perf_counter() - self.began) / arguments.seconds
+            return max(min(share / WARM_UP_SHARE, (1 - share) / (1 - WARM_UP_SHARE)), 0.0)
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -160,6 +186,8 @@ def peer(arguments: argparse.Namespace, best: bool) -> dict[str, float]:
         )
     )
     clock = Clock()
+    optimizer = torch.optim.AdamW(model.parameters(), arguments.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, clock.rate)
     with tempfile.TemporaryDirectory() as folder:
         transformers.Trainer(
             model=model,
@@ -167,6 +195,7 @@ def peer(arguments: argparse.Namespace, best: bool) -> dict[str, float]:
                 folder,
                 per_device_train_batch_size=arguments.batch_size,
                 max_steps=10**6,
+                seed=arguments.seed,
                 bf16=best,
                 use_cpu=not torch.cuda.is_available(),
                 save_strategy="no",
@@ -183,7 +212,10 @@ def peer(arguments: argparse.Namespace, best: bool) -> dict[str, float]:
             train_dataset=Lines(texts, tokenizer.cls_id, tokenizer.sep_id),
             data_collator=collate,
             callbacks=[clock],
+            optimizers=(optimizer, schedule),
         ).train()
+    if arguments.keep:
+        model.save_pretrained(arguments.keep)
     done = sum(useful[WARM_UP : len(clock.times)])
     elapsed = clock.times[-1] - clock.times[WARM_UP - 1]
     return {"tokens_per_second": done / elapsed, "steps": len(clock.times)}
@@ -231,6 +263,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", help="a folder for the model that was trained")
     parser.add_argument("--run", choices=RUNS)
     arguments = parser.parse_args()
     if arguments.run:
