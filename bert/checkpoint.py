@@ -46,6 +46,8 @@ _FACT_TYPES = {
     "label_column": str,
     "texts_per_row": int,
     "max_length": int,
+    "options": dict,
+    "calibration": dict,
 }
 # Labels that a person could tell apart; more would be a mistake or a trap.
 _MOST_LABELS = 100_000

@@ -40,6 +40,7 @@ ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings."
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 Text = Annotated[list[str] | None, typer.Option(help="Column of texts; twice for pairs.")]
 Label = Annotated[str | None, typer.Option(help="Column of labels.")]
+TaskOption = Annotated[str | None, typer.Option(help="classification tagging ...")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder or model directory.")]
 CorpusArgument = Annotated[
     list[str], typer.Argument(metavar="CORPUS... [KEY=VALUE]...", help="Files or folders of text.")
@@ -230,8 +231,9 @@ def finetune(
     train: Annotated[str, typer.Argument(help="File of rows to learn from.")],
     model: Annotated[str, typer.Option(help="Run folder, model directory or hub id.")],
     assignments: Assignments = None,
-    dev: Annotated[str | None, typer.Option(help="File of rows to measure on.")] = None,
-    task: Annotated[str | None, typer.Option(help="classification")] = None,
+    dev: Annotated[str | None, typer.Option(help="File of rows to choose and measure by.")] = None,
+    test: Annotated[str | None, typer.Option(help="File of rows only to measure on.")] = None,
+    task: TaskOption = None,
     text: Text = None,
     label: Label = None,
     out: Out = None,
@@ -250,6 +252,7 @@ def finetune(
         train=train,
         model=model,
         dev=dev,
+        test=test,
         task=task,
         text=text or None,
         label=label,
@@ -263,12 +266,13 @@ def evaluate(
     file: Annotated[Path, typer.Argument(help="File of labelled rows.")],
     text: Text = None,
     label: Label = None,
+    by: Annotated[str, typer.Option(help="Column by whose values to measure too.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON.")] = False,
 ) -> None:
     """Measure a fine-tuned model on labelled rows."""
     from bert.recipes.evaluate import evaluate_file
 
-    evaluate_file(run, file, text or [], label, as_json=as_json)
+    evaluate_file(run, file, text or [], label, by, as_json=as_json)
 
 
 @app.command()
@@ -312,7 +316,7 @@ def serve(
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="File of rows.")],
-    task: Annotated[str, typer.Option(help="classification")] = "classification",
+    task: TaskOption = "classification",
     text: Text = None,
     label: Label = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
@@ -320,7 +324,7 @@ def check(
     """Look over a file of rows before training."""
     from bert.recipes.check import check_file
 
-    check_file(file, task, text or [], label, as_json=as_json)
+    check_file(file, task or "classification", text or [], label, as_json=as_json)
 
 
 @app.command()

@@ -1,110 +1,197 @@
-"""Measuring a classifier on labelled rows, with memory flat in their number."""
+"""Measuring a model on rows whose answers are known, with memory flat in their number."""
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from bert.data.draws import uniform
 from bert.data.rows import Example
-from bert.errors import DataError, UsageError
-from bert.metrics.classify import confusion_matrix, metrics_of_confusion
+from bert.errors import UsageError
 from bert.predictor import Predictor
+from bert.tasks.task import Answer, Mistake, Tally, Task
 
 ROWS_AT_ONCE = 2048
 MOST_WRONG = 100
+MOST_PARTS = 20  # of the data, for which figures are given one by one
+FEWEST_IN_PART = 20
+# Characters of a row, up to which it is among the short ones of its kind.
+LENGTHS = (50, 200, 1000, 4000)
 
 
 def evaluate(
-    predictor: Predictor, examples: Iterable[Example], out: Path | None = None
+    predictor: Predictor, examples: Iterable[Example], out: Path | None = None, by: str = ""
 ) -> dict[str, Any]:
-    """Accuracy, precision, recall and F1 with 95% intervals, as ``metrics_of_confusion`` gives.
+    """The figures of the model's task, as ``measure`` gives them.
 
     Args:
-        predictor: of a classification model.
-        examples: rows with labels.
-        out: a folder for ``predictions_dev.jsonl`` (every row) and ``most_wrong.jsonl`` (the
-            wrong rows of which the model was surest).
+        predictor: of a model that was trained for labels.
+        examples: rows with their truth.
+        out: a folder, for what ``measure`` leaves there.
+        by: a column by whose values figures are given too.
 
     Raises:
-        UsageError: the model does not classify.
-        DataError: a row without label, or with one that the model does not know.
+        UsageError: the model's task is not measured on labelled rows.
+        DataError: a row without truth, or with one that the model does not know.
     """
-    if predictor.task != "classification":
+    if not predictor.task.primary_metric:
         raise UsageError(
-            f"A model for {predictor.task} cannot be evaluated on labelled rows.",
+            f"A model for {predictor.task.name} cannot be evaluated on labelled rows.",
             where=str(predictor.directory),
             fix="fine-tune it first: bert finetune TRAIN --model "
             + shlex.quote(str(predictor.directory)),
         )
-    labels = predictor.labels
-    number = {label: i for i, label in enumerate(labels)}
-    matrix = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    worst: list[tuple[float, int, dict[str, Any]]] = []
-    truncated = 0
+    return measure(predictor.task, _answered(predictor, examples), out, by)
+
+
+def _answered(
+    predictor: Predictor, examples: Iterable[Example]
+) -> Iterator[tuple[Example, Answer]]:
     source = iter(examples)
+    while chunk := list(islice(source, ROWS_AT_ONCE)):
+        for example in chunk:
+            predictor.task.check(example)
+        yield from zip(chunk, predictor([example.texts for example in chunk]), strict=True)
+
+
+def measure(
+    task: Task,
+    answered: Iterable[tuple[Example, Answer]],
+    out: Path | None = None,
+    by: str = "",
+) -> dict[str, Any]:
+    """Figures over answers: those of the task's tally, and of parts of the data.
+
+    Args:
+        task: of the model.
+        answered: rows with their truth, and the answers to them.
+        out: a folder for ``predictions_dev.jsonl`` (every row) and ``most_wrong.jsonl`` (the
+            worst mistakes).
+        by: a column by whose values figures are given too.
+
+    Returns:
+        The tally's figures, with ``rows``; ``truncated`` and ``in_windows``, rows of which
+        the model did not see all, or not all at once; ``parts``, the primary metric by length
+        and by the values of a column; ``most_wrong``.
+    """
+    whole, parts = task.tally(), _Parts(task, by)
+    worst: list[tuple[float, int, Example, Mistake]] = []
+    rows = truncated = in_windows = 0
     with ExitStack() as stack:
         file = (
             stack.enter_context((out / "predictions_dev.jsonl").open("w", encoding="utf-8"))
             if out is not None
             else None
         )
-        row = 0
-        while chunk := list(islice(source, ROWS_AT_ONCE)):
-            for example in chunk:
-                check_label(example, labels)
-            answers = predictor([example.texts for example in chunk])
-            truth = [number[example.label or ""] for example in chunk]
-            predicted = [number[answer["label"]] for answer in answers]
-            matrix += confusion_matrix(truth, predicted, len(labels))
-            for example, answer in zip(chunk, answers, strict=True):
-                row += 1
-                truncated += answer["truncated"]
-                line = {"where": example.where, "texts": example.texts, "truth": example.label}
-                line |= answer
-                if file is not None:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                if answer["label"] != example.label:
-                    sure = answer["probabilities"][answer["label"]]
-                    add = heapq.heappush if len(worst) < MOST_WRONG else heapq.heappushpop
-                    add(worst, (sure, -row, line))
-    lines = [line for _, _, line in sorted(worst, key=lambda item: item[:2], reverse=True)]
+        for example, answer in answered:
+            rows += 1
+            truncated += answer["truncated"]
+            in_windows += answer["windows"] > 1
+            whole.add(example.truth, answer)
+            parts.add(example, answer)
+            if file is not None:
+                line = {"where": example.where, "texts": example.texts, "truth": example.truth}
+                file.write(json.dumps(line | answer, ensure_ascii=False) + "\n")
+            if (mistake := task.mistake(example, answer)) is not None:
+                add = heapq.heappush if len(worst) < MOST_WRONG else heapq.heappushpop
+                add(worst, (mistake.badness, -rows, example, mistake))
+    worst.sort(key=lambda item: item[:2], reverse=True)
+    mistakes = [{"where": example.where, **asdict(found)} for _, _, example, found in worst]
     if out is not None:
         (out / "most_wrong.jsonl").write_text(
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in mistakes),
             encoding="utf-8",
         )
     return {
-        **metrics_of_confusion(matrix, labels),
+        **whole.figures(),
+        "rows": rows,
         "truncated": truncated,
-        "most_wrong": lines,
+        "in_windows": in_windows,
+        "parts": parts.figures(),
+        "most_wrong": mistakes,
     }
 
 
-def check_label(example: Example, labels: Sequence[str]) -> None:
-    """Make sure that the model knows a row's label.
+class _Parts:
+    """Tallies of parts of the data: by length, and by the values of a column."""
 
-    Raises:
-        DataError: it does not, or the row has none.
+    def __init__(self, task: Task, by: str) -> None:
+        self.task = task
+        self.by = by
+        self.tallies: dict[str, dict[str, Tally]] = {}
+        self.rows: dict[tuple[str, str], int] = {}
+
+    def add(self, example: Example, answer: Answer) -> None:
+        characters = sum(map(len, example.parts))
+        bound = next((f"up to {most:,}" for most in LENGTHS if characters <= most), "longer")
+        self._add("characters", bound, example, answer)
+        if self.by:
+            self._add(self.by, str(example.columns.get(self.by)), example, answer)
+
+    def _add(self, kind: str, value: str, example: Example, answer: Answer) -> None:
+        tallies = self.tallies.setdefault(kind, {})
+        if value not in tallies:
+            if len(tallies) >= MOST_PARTS:
+                value = "others"
+            tallies.setdefault(value, self.task.tally())
+        tallies[value].add(example.truth, answer)
+        self.rows[kind, value] = self.rows.get((kind, value), 0) + 1
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """Kind of part -> its value -> the primary metric, and ``rows``."""
+        return {
+            kind: {
+                value: {**primary(self.task, tally.figures()), "rows": self.rows[kind, value]}
+                for value, tally in tallies.items()
+                if self.rows[kind, value] >= FEWEST_IN_PART
+            }
+            for kind, tallies in self.tallies.items()
+        }
+
+
+def primary(task: Task, figures: Mapping[str, Any]) -> dict[str, float]:
+    """The figure that models are compared by: {"value", "low", "high"}."""
+    found: Any = figures
+    for step in task.primary_metric.split("."):
+        found = found[step]
+    return dict(found)
+
+
+def scores(figures: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, dict[str, float]]]:
+    """All figures with an interval, by name; those of a group with its name before theirs."""
+    for name, value in figures.items():
+        if not isinstance(value, Mapping) or name in ("per_label", "parts", "test"):
+            continue
+        if value.keys() >= {"value", "low", "high"}:
+            yield f"{group} {name}".strip(), dict(value)
+        elif not group:
+            yield from scores(value, name)
+
+
+def calibrated(
+    task: Task, examples: Sequence[Example], answers: Sequence[Answer]
+) -> tuple[dict[str, Any], list[Answer]]:
+    """What held-out rows tell of the answers, and those answers with it taken into account.
+
+    What is returned of a row was decided by what the other half of the rows told, so that
+    figures over those answers are not flattered; what is kept for use is told by all rows.
     """
-    if example.label in labels:
-        return
-    listed = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
-    if example.label is None:
-        raise DataError(
-            "The row has no label.",
-            where=example.where,
-            fix="fill it in, or leave the row out",
-        )
-    raise DataError(
-        f"The model does not know the label {example.label!r}; it knows {listed}.",
-        where=example.where,
-        fix="correct the label, or fine-tune with rows that have it",
-    )
+    found = task.calibrate(examples, answers)
+    if not found:
+        return {}, list(answers)
+    half = uniform(0, range(len(examples))) < 0.5
+    decided: list[Answer] = [{}] * len(answers)
+    for side in (True, False):
+        tell = [i for i in range(len(answers)) if half[i] != side]
+        told = task.calibrate([examples[i] for i in tell], [answers[i] for i in tell])
+        for i in itertools.compress(range(len(answers)), half == side):
+            decided[i] = task.decide(answers[i], told)
+    return found, decided

@@ -8,15 +8,18 @@ from itertools import islice
 from pathlib import Path
 from typing import overload
 
+import numpy as np
 import torch
+from torch import nn
 
 from bert.checkpoint import Checkpoint, read_model
-from bert.data.batches import pack_sequences
+from bert.data.batches import Numbers, pack_sequences
 from bert.errors import ModelError
 from bert.hub import CONFIG, find_model
 from bert.model.precision import arithmetic, default_device, resolve_precision
 from bert.tasks.task import Answer, Task, batch_tokens, load_task, task_names
-from bert.text.tokenizer import Encoded, Texts
+from bert.text.tokenizer import Texts
+from bert.text.windows import Windowed
 
 # Texts read ahead, to be sorted by length so that like lengths share a batch.
 TEXTS_AT_ONCE = 2048
@@ -26,6 +29,15 @@ TASK_OF_HEAD = {
     "pretraining": "fill_mask",
     "masked_lm": "fill_mask",
     "sequence": "classification",
+    "token": "tagging",
+    "span": "question_answering",
+    "choice": "multiple_choice",
+}
+# And of a directory whose configuration says what its outputs mean.
+TASK_OF_PROBLEM = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
 }
 
 
@@ -45,7 +57,7 @@ class Predictor:
     def __init__(self, name: str | Path, precision: str = "fp32") -> None:
         directory = find_model(name)
         checkpoint = read_model(directory)
-        task = checkpoint.facts.get("task") or TASK_OF_HEAD.get(checkpoint.kind)
+        task = checkpoint.facts.get("task") or _task_of(checkpoint)
         if task is None:
             raise ModelError(
                 f"This model has no head that answers texts; it is of the kind {checkpoint.kind}.",
@@ -59,84 +71,123 @@ class Predictor:
                 fix=f"tasks: {', '.join(task_names())}",
             )
         kind = load_task(str(task))
-        if kind.kind != checkpoint.kind and TASK_OF_HEAD.get(checkpoint.kind) != task:
+        if checkpoint.kind not in (kind.kind, "pretraining") or (
+            checkpoint.kind == "pretraining" and kind.kind != "masked_lm"
+        ):
             raise ModelError(
                 f"The task {task} does not go with a {checkpoint.kind} head.",
                 where=str(directory / "bert.json"),
             )
-        if kind.kind == "sequence":
-            _check_answers(checkpoint, directory)
+        _check_labels(checkpoint, directory)
         self.directory = directory
         self.facts = checkpoint.facts
         self.device = default_device()
         self.precision = resolve_precision(precision, self.device)
         self.model = checkpoint.model.to(self.device).eval()
-        self.task = str(task)
-        self._task: Task = kind(checkpoint)
-        self.labels = self._task.labels
-        self.max_length = self._task.max_length
-        self.texts_per_row = self._task.texts_per_row
+        self.task: Task = kind(checkpoint)
+        self.labels = self.task.labels
+        self.max_length = self.task.max_length
+        self.texts_per_row = self.task.texts_per_row
 
     def take_pairs(self) -> None:
         """Expect pairs of texts, where the model itself does not say what it takes."""
-        self.texts_per_row = self._task.texts_per_row = 2
+        self.texts_per_row = self.task.texts_per_row = 2
 
     @overload
     def __call__(self, texts: str) -> Answer: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, texts: Sequence[Texts]) -> list[Answer]: ...
+    def __call__(self, texts: Sequence[Texts | tuple[str, ...]]) -> list[Answer]: ...
 
-    def __call__(self, texts: str | Sequence[Texts]) -> Answer | list[Answer]:
+    def __call__(self, texts: str | Sequence[Texts | tuple[str, ...]]) -> Answer | list[Answer]:
         """The answer to a text, or the answers to a list of texts or pairs, in their order."""
         if isinstance(texts, str):
             return next(self.stream([texts]))
         return list(self.stream(texts))
 
-    def stream(self, texts: Iterable[Texts]) -> Iterator[Answer]:
+    def stream(self, texts: Iterable[Texts | tuple[str, ...]]) -> Iterator[Answer]:
         """Answers one by one, in the order of the texts.
 
-        Each has ``truncated``: whether the model saw only the beginning of the text.
+        Each has ``windows``, in how many the text was read, and ``truncated``: whether there
+        is a part of it that the model did not see.
 
         Raises:
             DataError: a text that the task cannot take.
         """
-        source = iter(texts)
-        while chunk := list(islice(source, TEXTS_AT_ONCE)):
-            encoded = self._task.encode(chunk)
-            answers: list[Answer] = [{}] * len(chunk)
-            for members in _batches([len(row.input_ids) for row in encoded]):
-                for i, answer in zip(
-                    members, self._answer([encoded[i] for i in members]), strict=True
-                ):
-                    answers[i] = {**answer, "truncated": encoded[i].truncated}
-            yield from answers
+        for answer in answers(self.task, self.model, texts, self.precision, self.device):
+            yield self.task.decide(answer, self.task.calibration)
 
-    @torch.inference_mode()
-    def _answer(self, rows: list[Encoded]) -> list[Answer]:
-        batch = pack_sequences(
-            [row.input_ids for row in rows], [row.token_type_ids for row in rows], range(len(rows))
+
+def answers(
+    task: Task,
+    model: nn.Module,
+    texts: Iterable[Texts | tuple[str, ...]],
+    precision: str,
+    device: torch.device,
+) -> Iterator[Answer]:
+    """The answers to texts, before anything is decided by calibration.
+
+    The model is in evaluation mode while it answers.
+
+    Raises:
+        DataError: a text that the task cannot take.
+    """
+    source = iter(texts)
+    while chunk := list(islice(source, TEXTS_AT_ONCE)):
+        encoded = task.encode(chunk)
+        scores = _scores(task, model, encoded, precision, device)
+        for text, row in zip(chunk, encoded, strict=True):
+            mine = [next(scores) for _ in row.windows]
+            yield {
+                **task.decode(text, row, mine),
+                "windows": len(row.windows),
+                "truncated": row.truncated,
+            }
+
+
+def _scores(
+    task: Task, model: nn.Module, encoded: Sequence[Windowed], precision: str, device: torch.device
+) -> Iterator[Numbers]:
+    """What the network says of every window, in order."""
+    windows = [window for row in encoded for window in row.windows]
+    found: list[Numbers] = [_NOTHING] * len(windows)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), arithmetic(precision, device):
+        for members in _batches([len(window.input_ids) for window in windows]):
+            batch = pack_sequences(
+                [windows[i].input_ids for i in members],
+                [windows[i].token_type_ids for i in members],
+                members,
+            )
+            for i, score in zip(
+                members, task.scores(model, batch_tokens(batch, device)), strict=True
+            ):
+                found[i] = score
+    model.train(was_training)
+    return iter(found)
+
+
+_NOTHING = np.zeros(0)
+
+
+def _task_of(checkpoint: Checkpoint) -> str | None:
+    """The task of a model that others made."""
+    if checkpoint.kind == "sequence":
+        meaning = str(checkpoint.foreign.get("problem_type"))
+        alone = "regression" if len(checkpoint.labels) == 1 else "classification"
+        return TASK_OF_PROBLEM.get(meaning, alone)
+    return TASK_OF_HEAD.get(checkpoint.kind)
+
+
+def _check_labels(checkpoint: Checkpoint, directory: Path) -> None:
+    """Refuse labels that answers could not tell apart."""
+    if len(set(checkpoint.labels)) < len(checkpoint.labels):
+        raise ModelError(
+            "Two labels of this model have the same name.",
+            where=str(directory / CONFIG),
+            fix="give every label in id2label a name of its own",
         )
-        with arithmetic(self.precision, self.device):
-            return self._task.answer(self.model, batch_tokens(batch, self.device))
-
-
-def _check_answers(checkpoint: Checkpoint, directory: Path) -> None:
-    """Refuse a head whose numbers are not one probability for each label."""
-    labels, meaning = checkpoint.labels, checkpoint.foreign.get("problem_type")
-    if meaning in (None, "single_label_classification") and len(set(labels)) == len(labels) > 1:
-        return
-    if len(labels) == 1 or meaning == "regression":
-        what = "The head gives a score, not a label."
-    elif len(set(labels)) < len(labels):
-        what = "Two labels of this model have the same name."
-    else:
-        what = "A text may have several labels in this model; here it has one."
-    raise ModelError(
-        what,
-        where=str(directory / CONFIG),
-        fix="fine-tune it first: bert finetune TRAIN --model " + shlex.quote(str(directory)),
-    )
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

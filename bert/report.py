@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ figcaption { margin-top: .4rem; font-size: .92rem; }
   overflow-y: auto; }
 .truth { font-weight: bold; color: var(--right); }
 .predicted { font-weight: bold; color: var(--wrong); }
+mark { background: none; color: inherit; border-bottom: 3px solid; }
+mark.truth { border-color: var(--right); }
+mark.answer { border-color: var(--wrong); font-weight: bold; }
+mark.answer.truth { border-style: double; }
 @media print { .scroll, .wrong blockquote { overflow: visible; max-height: none; } }
 """.strip()
 
@@ -156,22 +161,20 @@ class Report:
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
-    def texts(self, rows: Iterable[tuple[str, str, float, str]]) -> None:
-        """Show texts with their true and predicted label, such as the most wrong ones.
+    def mistakes(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Show wrong answers with their text, such as the worst ones.
 
         Args:
-            rows: (true label, predicted label, its probability, text). Of a text of more
-                than 2,000 characters the beginning is shown.
+            rows: each with ``truth``, ``answer``, ``text``, ``sure`` (a probability or None) and
+                ``marks``: (begin, end, "truth" or "answer") places of the text. Of a text of
+                more than 2,000 characters the part around the first mark is shown.
         """
-        for truth, predicted, probability, text in rows:
-            cut = ""
-            if len(text) > LONGEST_TEXT:
-                cut = f' <span class="soft">… {len(text) - LONGEST_TEXT:,} characters more</span>'
+        for row in rows:
+            sure = "" if row["sure"] is None else f" with {row['sure']:.1%}"
             self._parts.append(
-                f'<div class="wrong"><p>true <bdi class="truth">{escape(truth)}</bdi>, '
-                f'predicted <bdi class="predicted">{escape(predicted)}</bdi> '
-                f"with {probability:.1%}</p>"
-                f'<blockquote dir="auto">{escape(text[:LONGEST_TEXT])}{cut}</blockquote></div>'
+                f'<div class="wrong"><p>true <bdi class="truth">{escape(row["truth"])}</bdi>, '
+                f'predicted <bdi class="predicted">{escape(row["answer"])}</bdi>{sure}</p>'
+                f'<blockquote dir="auto">{_marked(row["text"], row["marks"])}</blockquote></div>'
             )
 
     def confusion(self, matrix: Sequence[Sequence[int]], names: Sequence[str]) -> None:
@@ -349,6 +352,26 @@ def write_card(path: str | Path, card: Card) -> Path:
         sections += ["## Limits", "\n".join(f"- {_markdown(limit)}" for limit in limits)]
     head = yaml.safe_dump(front, allow_unicode=True, sort_keys=False) if front else ""
     return _write(path, (f"---\n{head}---\n\n" if head else "") + "\n\n".join(sections) + "\n")
+
+
+def _marked(text: str, marks: Iterable[tuple[int, int, str]]) -> str:
+    """Part of a text as HTML, its marked places underlined in the colours of truth and answer."""
+    places = [(begin, end, kind) for begin, end, kind in marks if begin < end]
+    first = min((begin for begin, _, _ in places), default=0)
+    start = max(0, first - LONGEST_TEXT // 4) if len(text) > LONGEST_TEXT else 0
+    stop = min(len(text), start + LONGEST_TEXT)
+    cuts = {start, stop}
+    for begin, end, _ in places:
+        cuts |= {place for place in (begin, end) if start < place < stop}
+    edges = sorted(cuts)
+    shown = []
+    for begin, end in pairwise(edges):
+        kinds = sorted({kind for low, high, kind in places if low <= begin and end <= high})
+        piece = escape(text[begin:end])
+        shown.append(f'<mark class="{" ".join(kinds)}">{piece}</mark>' if kinds else piece)
+    more = len(text) - (stop - start)
+    rest = f' <span class="soft">… {more:,} characters more</span>' if more else ""
+    return ("… " if start else "") + "".join(shown) + rest
 
 
 def _is_number(value: object) -> bool:

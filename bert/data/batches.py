@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from bert.data.draws import permutation
 
 Ints = NDArray[np.int64]
+Numbers = NDArray[Any]
 
 
 @dataclass
@@ -18,7 +21,8 @@ class Batch:
     """B sequences packed into T tokens, and what the objective wants of them.
 
     Arrays: ``input_ids``, ``token_type_ids``, ``position_ids`` [T]; ``lengths`` [B];
-    ``samples`` [B], the number of each sample in its data set; ``targets`` by name. ``epoch``
+    ``samples``, the number of each sample in its data set, [B] where a sample is one sequence;
+    ``targets`` by name. ``epoch``
     and ``share``, how much of the training is over (0 to 1), are those of the whole batch.
     """
 
@@ -27,7 +31,7 @@ class Batch:
     lengths: Ints
     samples: Ints
     epoch: int = 0
-    targets: dict[str, Ints] = field(default_factory=dict)
+    targets: dict[str, Numbers] = field(default_factory=dict)
     share: float = 0.0
 
     @property
@@ -48,15 +52,15 @@ def pack_sequences(
     input_ids: Sequence[Sequence[int]],
     token_type_ids: Sequence[Sequence[int]],
     samples: Sequence[int] | Ints,
-    **targets: Sequence[int],
+    targets: Mapping[str, Numbers] = MappingProxyType({}),
 ) -> Batch:
-    """A batch of encoded texts, one target of each name for every text."""
+    """A batch of encoded texts and what is wanted of them."""
     return Batch(
         np.concatenate([np.asarray(ids, dtype=np.int64) for ids in input_ids]),
         np.concatenate([np.asarray(types, dtype=np.int64) for types in token_type_ids]),
         np.array([len(ids) for ids in input_ids], dtype=np.int64),
         np.asarray(samples, dtype=np.int64),
-        targets={name: np.asarray(value, dtype=np.int64) for name, value in targets.items()},
+        targets=dict(targets),
     )
 
 

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,24 @@ LABEL_COLUMN = "label"
 
 @dataclass(frozen=True)
 class Example:
-    """A text or pair of texts, its label if it has one, and the file and row it came from."""
+    """A row as a task sees it.
 
-    texts: Texts
-    label: str | None
+    Args:
+        texts: a text, a pair of texts, or as many as the task takes.
+        truth: what the right answer is, in the task's own form; None where the row does not say.
+        where: the file and row it came from.
+        columns: the other values of the row, for figures over parts of the data.
+    """
+
+    texts: Texts | tuple[str, ...]
+    truth: Any
     where: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The texts, also where there is only one."""
+        return (self.texts,) if isinstance(self.texts, str) else self.texts
 
 
 @dataclass
@@ -45,15 +58,17 @@ class DataReport:
 
     Args:
         rows: rows read.
+        kept: rows kept.
         dropped: reason -> rows left out, as file:row, the first hundred of each.
         dropped_counts: reason -> how many.
-        labels: label -> kept rows.
+        labels: label -> how often it is the answer, or a part of it, in kept rows.
         duplicates: kept rows whose text and label appeared before.
         contradictions: kept rows whose text appeared before with another label.
         characters: length of each kept text.
     """
 
     rows: int = 0
+    kept: int = 0
     dropped: dict[str, list[str]] = field(default_factory=dict)
     dropped_counts: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
@@ -66,7 +81,7 @@ class DataReport:
         lengths = np.array(self.characters or [0])
         return {
             "rows": self.rows,
-            "kept": sum(self.labels.values()),
+            "kept": self.kept,
             "dropped": {
                 reason: {"rows": self.dropped_counts[reason], "first": where}
                 for reason, where in self.dropped.items()
@@ -129,45 +144,71 @@ def _no_column(path: Path, what: str, there: list[str], option: str, wanted: str
 
 
 def read_examples(
-    path: Path, text: Sequence[str], label: str | None, *, labelled: bool
+    path: Path,
+    text: Sequence[str],
+    label: str | None,
+    parse: Callable[[Any, str], Any] | None,
 ) -> Iterator[Example]:
-    """The rows of a file as examples, one by one, labels as text.
+    """The rows of a file as examples, one by one.
+
+    Args:
+        path: the file.
+        text: names of the columns of texts, as ``choose_columns`` takes them.
+        label: name of the column of answers.
+        parse: the value of that column and its row -> the truth; None where it is not needed.
 
     Raises:
         DataError: the file or a row cannot be read; the message names the row.
     """
-    text, label = choose_columns(path, text, label, labelled=labelled)
+    text, label = choose_columns(path, text, label, labelled=parse is not None)
     found = False
     for row in rows(path):
         found = True
-        texts = tuple(_text(row.values.get(name), name, row.where) for name in text)
+        texts = tuple(text_of(row.values.get(name), name, row.where) for name in text)
+        others = {k: v for k, v in row.values.items() if k != label and k not in text}
         yield Example(
-            texts[0] if len(texts) == 1 else (texts[0], texts[1]),
-            _label(row.values.get(label), row.where) if labelled and label else None,
+            texts[0] if len(texts) == 1 else texts,
+            parse(row.values.get(label), row.where) if parse and label else None,
             row.where,
+            others,
         )
     if not found:
-        raise DataError("The file has no rows.", where=str(path), fix="give a file with rows")
+        raise no_rows(path)
 
 
-def _text(value: Any, name: str, where: str) -> str:
+def no_rows(path: Path) -> DataError:
+    """The error for a file that is empty."""
+    return DataError("The file has no rows.", where=str(path), fix="give a file with rows")
+
+
+def text_of(value: Any, name: str, where: str) -> str:
+    """The text in a column; none is an empty one.
+
+    Raises:
+        DataError: it holds something else.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):
         raise DataError(
-            f"Column {name!r} holds {value!r}, which is not text.",
+            f"Column {name!r} holds {value!r:.60}, which is not text.",
             where=where,
             fix="name the column of texts: --text COLUMN",
         )
     return value
 
 
-def _label(value: Any, where: str) -> str | None:
+def label_name(value: Any, where: str) -> str | None:
+    """The name in a column of labels; None where it is empty.
+
+    Raises:
+        DataError: it holds more than one value.
+    """
     if value is None or value == "":
         return None
     if isinstance(value, list | dict):
         raise DataError(
-            f"The label is {value!r}, not a single name or number.",
+            f"The label is {value!r:.60}, not a single name or number.",
             where=where,
             fix="give one label a row",
         )
@@ -175,42 +216,45 @@ def _label(value: Any, where: str) -> str | None:
 
 
 def training_examples(
-    path: Path, text: Sequence[str], label: str | None
+    examples: Iterable[Example], names: Callable[[Any], Iterable[str]], where: str
 ) -> tuple[list[Example], DataReport]:
-    """All examples to learn from or to measure on; rows without text or label are left out.
+    """All examples to learn from or to measure on; rows without text or truth are left out.
+
+    Args:
+        examples: of a file.
+        names: the truth of a row -> labels to count.
+        where: the file, for the message.
 
     Raises:
         DataError: the file cannot be read, or nothing is left.
     """
     report = DataReport()
     kept: list[Example] = []
-    seen: dict[bytes, str] = {}
-    for example in read_examples(path, text, label, labelled=True):
+    seen: dict[bytes, Any] = {}
+    for example in examples:
         report.rows += 1
-        parts = [example.texts] if isinstance(example.texts, str) else example.texts
         reason = None
-        if not any(part.strip() for part in parts):
+        if not any(part.strip() for part in example.parts):
             reason = "no text"
-        elif example.label is None:
+        elif example.truth is None:
             reason = "no label"
-        if reason is not None or example.label is None:
-            reason = reason or "no label"
+        if reason is not None:
             report.dropped_counts[reason] += 1
-            where = report.dropped.setdefault(reason, [])
-            if len(where) < 100:
-                where.append(example.where)
+            rows = report.dropped.setdefault(reason, [])
+            if len(rows) < 100:
+                rows.append(example.where)
             continue
-        known = seen.setdefault(fingerprint(example), example.label)
-        if known != example.label:
+        if seen.setdefault(fingerprint(example), example.truth) != example.truth:
             report.contradictions += 1
-        report.labels[example.label] += 1
-        report.characters.append(sum(len(part) for part in parts))
+        report.kept += 1
+        report.labels.update(names(example.truth))
+        report.characters.append(sum(len(part) for part in example.parts))
         kept.append(example)
     report.duplicates = len(kept) - len(seen) - report.contradictions
     if not kept:
         raise DataError(
             f"None of the {report.rows} rows has both text and label.",
-            where=str(path),
+            where=where,
             fix="name the columns: --text COLUMN --label COLUMN",
         )
     return kept, report
@@ -218,8 +262,8 @@ def training_examples(
 
 def fingerprint(example: Example) -> bytes:
     """What two rows of the same texts share."""
-    parts = [example.texts] if isinstance(example.texts, str) else example.texts
-    return hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=16).digest()
+    text = "\0".join(example.parts)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def sorted_labels(names: Sequence[str], where: str | None = None) -> list[str]:
@@ -246,11 +290,12 @@ def sorted_labels(names: Sequence[str], where: str | None = None) -> list[str]:
 
 
 def stratified_split(
-    examples: Sequence[Example], share: float, seed: int
+    examples: Sequence[Example], names: Callable[[Any], Iterable[str]], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
     """Examples to train on and a share of every label held out.
 
-    Rows of the same text stay on one side.
+    Rows of the same text stay on one side. A row with several labels counts for the first of
+    ``names``, one with none for none.
 
     Raises:
         DataError: too few rows to hold any out.
@@ -259,7 +304,7 @@ def stratified_split(
     side: dict[bytes, str] = {}
     for example in examples:
         mark = fingerprint(example)
-        owner = side.setdefault(mark, example.label or "")
+        owner = side.setdefault(mark, next(iter(names(example.truth)), ""))
         texts.setdefault(owner, {}).setdefault(mark, []).append(example)
     train: list[Example] = []
     held_out: list[Example] = []

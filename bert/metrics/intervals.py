@@ -1,27 +1,42 @@
-"""Confidence intervals by the percentile bootstrap.
+"""Confidence intervals: the percentile bootstrap, Wilson's for shares, Student's for seeds.
 
 A score on 200 rows is one draw of what could have been: other 200 rows would have given
 another. Drawing the rows again with replacement, many times, shows how far it moves
 (Efron 1979). The middle 95% of those scores is the interval.
 
-Two ways in. ``bootstrap`` draws rows and fits every score. Where a score depends only on
+Three ways in. ``bootstrap`` draws rows and fits every score. Where a score depends only on
 how often each kind of row occurs (the cells of a confusion matrix), ``resample_counts``
 draws those counts instead: exactly the same distribution at a cost that does not grow
-with the number of rows.
+with the number of rows. Where it depends on sums over rows that arrive one after the
+other, ``RowSums`` keeps the sums of all draws at once and no row.
+
+``share`` is for plain shares of rows, and knows the noise of a share of 0 or 1 too.
+``mean_interval`` is for the same score of several seeds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bert.errors import DataError
 
 SAMPLES = 1000
 CONFIDENCE = 0.95
+Quality = dict[str, float]
+# 2 ** 16 numbers as often 0, 1, 2 ... as a Poisson variable of mean 1: looking one up at a
+# random place is twenty times faster than drawing it.
+POISSON = np.repeat(
+    np.arange(9),
+    np.diff(
+        np.round(65536 * np.cumsum([0, *(math.exp(-1) / math.factorial(k) for k in range(9))]))
+    ).astype(int),
+).astype(np.float64)
 
 
 def bootstrap(
@@ -118,3 +133,133 @@ def percentiles(
     low = np.where(undefined, value, np.fmin(low, value))
     high = np.where(undefined, value, np.fmax(high, value))
     return low, high
+
+
+class RowSums:
+    """Sums over rows that stream past, for the rows themselves and for every draw of them.
+
+    Each row counts in a draw as often as a Poisson variable of mean 1 says, which for more
+    than a few rows is drawing with replacement (Hanley and MacGibbon 2006), and needs no
+    row twice. Memory does not grow with the rows; the result does not depend on how they
+    are grouped into calls.
+
+    Attributes:
+        totals: the sums of the rows [W].
+    """
+
+    block = 256
+
+    def __init__(self, seed: int = 0) -> None:
+        self.totals = np.zeros(0)
+        self._draws = np.zeros((SAMPLES, 0))
+        self._waiting: list[NDArray[np.float64]] = []
+        self._rows = 0
+        self._rng = np.random.default_rng(seed)
+
+    def add(self, rows: ArrayLike) -> None:
+        """Add rows [n, W]. W may grow: earlier rows are then zero in the new columns."""
+        array = np.asarray(rows, dtype=np.float64)
+        for start in range(0, len(array), self.block):
+            part = array[start : start + self.block]
+            self._waiting.append(part)
+            self._rows += len(part)
+            if self._rows >= self.block:
+                self._flush()
+
+    def draws(self) -> NDArray[np.float64]:
+        """The sums of 1,000 draws of the rows [samples, W]."""
+        self._flush()
+        return self._draws
+
+    def _flush(self) -> None:
+        for part in self._waiting:
+            wider = part.shape[1] - len(self.totals)
+            if wider > 0:
+                self.totals = np.pad(self.totals, (0, wider))
+                self._draws = np.pad(self._draws, ((0, 0), (0, wider)))
+        if self._waiting:
+            width = len(self.totals)
+            rows = np.concatenate(
+                [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in self._waiting]
+            )
+            places = self._rng.integers(0, len(POISSON), (len(rows), SAMPLES), dtype=np.uint16)
+            self.totals = self.totals + rows.sum(axis=0)
+            self._draws += POISSON[places].T @ rows  # [samples, n] @ [n, W]
+        self._waiting, self._rows = [], 0
+
+
+def quality(
+    value: float, draws: NDArray[np.float64], unknown: tuple[float, float] = (0.0, 1.0)
+) -> Quality:
+    """A score with its interval, ready for JSON.
+
+    Args:
+        value: the score; NaN where it is undefined.
+        draws: its draws [samples].
+        unknown: the least and the greatest the score could be: the interval of an undefined
+            one, whose value is given as 0.
+    """
+    if math.isnan(value):
+        return {"value": 0.0, "low": unknown[0], "high": unknown[1]}
+    low, high = percentiles(draws, np.asarray(value, dtype=float))
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def share(hits: float, rows: float) -> Quality:
+    """A share of rows with Wilson's 95% interval (1927), ready for JSON.
+
+    Unlike the bootstrap's it is not empty where all rows, or none, are hits.
+
+    Args:
+        hits: how many rows are, from 0 to ``rows``.
+        rows: of how many; without any the share is 0 and the interval 0 to 1.
+    """
+    if rows <= 0:
+        return {"value": 0.0, "low": 0.0, "high": 1.0}
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    value = hits / rows
+    middle = value + z * z / (2 * rows)
+    half = z * math.sqrt(max(0.0, value * (1 - value)) / rows + (z / (2 * rows)) ** 2)
+    whole = 1 + z * z / rows
+    # Rounding must not leave the value outside.
+    low, high = max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
+    return {"value": value, "low": min(low, value), "high": max(high, value)}
+
+
+def mean_interval(values: Sequence[float]) -> Quality:
+    """The mean of one score over seeds, with Student's 95% interval (1908).
+
+    Args:
+        values: the score of each seed, at least two.
+
+    Raises:
+        DataError: fewer than two values, or one that is no finite number.
+    """
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1 or len(array) < 2:
+        raise DataError(
+            "One seed tells nothing of the spread between seeds.", fix="run two or more: --seeds 5"
+        )
+    if not np.isfinite(array).all():
+        seed = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise DataError(
+            f"The score of seed {seed + 1} is {array[seed]}.", fix="leave the failed run out"
+        )
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    mean = float(array.mean())
+    error = float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = float(stdtrit(len(array) - 1, (1 + CONFIDENCE) / 2)) * error
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def intervals_overlap(left: Sequence[float], right: Sequence[float]) -> bool:
+    """Whether the intervals of the means of two sets of seeds share a point.
+
+    Where they do not, the difference is more than noise; where they do it may still be.
+
+    Raises:
+        DataError: as ``mean_interval``.
+    """
+    first, second = mean_interval(left), mean_interval(right)
+    return first["low"] <= second["high"] and second["low"] <= first["high"]

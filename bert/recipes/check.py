@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bert.data.rows import choose_columns, sorted_labels, training_examples
+from bert.data.rows import LABEL_COLUMN, training_examples
 from bert.errors import UsageError
 from bert.tasks.task import load_task
 
@@ -22,22 +22,23 @@ def check_file(
         UsageError: there is no such task.
         DataError: a fault that would stop training, with its row.
     """
-    if not load_task(task).primary_metric:
+    kind = load_task(task)
+    if not kind.primary_metric:
         raise UsageError(f"The task {task} is asked, not trained.", fix="--task classification")
-    text, label = choose_columns(file, text, label, labelled=True)
-    examples, report = training_examples(file, text, label)
-    names = sorted_labels([example.label or "" for example in examples], str(file))
-    summary = {"text": list(text), "label": label, **report.summary()}
+    examples, report = training_examples(
+        kind.read(file, text, label, labelled=True), kind.names, str(file)
+    )
+    kind.labels_of(examples, str(file))
+    columns = kind.text_columns(file, text)
+    summary = {"text": list(columns), "label": label or LABEL_COLUMN, **report.summary()}
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
         return
-    print(
-        f"{report.rows:,} rows, {len(examples):,} usable; text: {', '.join(text)}; label: {label}"
-    )
-    for name in names:
-        share = report.labels[name] / len(examples)
-        few = "   few to learn from" if report.labels[name] < FEW else ""
-        print(f"  {name}: {report.labels[name]:,} ({share:.1%}){few}")
+    named = f"; text: {', '.join(columns)}; label: {summary['label']}" if columns else ""
+    print(f"{report.rows:,} rows, {len(examples):,} usable{named}")
+    for name, count in sorted(report.labels.items()):
+        few = "   few to learn from" if count < FEW else ""
+        print(f"  {name}: {count:,} ({count / len(examples):.1%}){few}")
     for reason, rows in report.dropped.items():
         print(f"left out, {reason}: {report.dropped_counts[reason]:,}, such as {rows[0]}")
     if report.duplicates:

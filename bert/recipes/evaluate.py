@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert.data.rows import read_examples
-from bert.evaluation import evaluate
+from bert.evaluation import evaluate, scores
 from bert.predictor import Predictor
 from bert.recipes.predict import text_columns
 
 
 def evaluate_file(
-    name: str, file: Path, text: Sequence[str], label: str | None, *, as_json: bool
+    name: str, file: Path, text: Sequence[str], label: str | None, by: str, *, as_json: bool
 ) -> dict[str, Any]:
     """Measure and print.
 
@@ -24,10 +23,11 @@ def evaluate_file(
         ModelError, DataError, UsageError: as their names say.
     """
     predictor = Predictor(name)
-    if predictor.task == "classification":  # else ``evaluate`` tells what is wrong
+    if predictor.task.primary_metric:  # else ``evaluate`` tells what is wrong
         text = text_columns(predictor, file, text)
     label = label or predictor.facts.get("label_column")
-    figures = evaluate(predictor, read_examples(file, text, label, labelled=True))
+    examples = predictor.task.read(file, text, label, labelled=True)
+    figures = evaluate(predictor, examples, by=by)
     del figures["most_wrong"]
     if as_json:
         print(json.dumps(figures, ensure_ascii=False))
@@ -42,21 +42,27 @@ def _print(figures: dict[str, Any]) -> None:
 
     console = Console()
     table = Table("figure", "value", "95% interval", title=f"{figures['rows']:,} rows")
-    scores = {"accuracy": figures["accuracy"]} | {
-        f"{mean} {part}": score
-        for mean in ("macro", "weighted")
-        for part, score in figures[mean].items()
-    }
-    for name, score in scores.items():
-        interval = f"{score['low']:.4f} to {score['high']:.4f}"
-        table.add_row(name, f"{score['value']:.4f}", interval)
+    for name, score in scores(figures):
+        table.add_row(name, f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}")
     console.print(table)
-    labels = Table("label", "precision", "recall", "F1", "rows")
-    for name, score in figures["per_label"].items():
-        parts = (f"{score[part]['value']:.4f}" for part in ("precision", "recall", "f1"))
-        labels.add_row(name, *parts, f"{score['support']:,}")
-    console.print(labels)
-    majority = figures["majority_accuracy"]
-    console.print(f"Always answering {majority['label']}: accuracy {majority['value']:.4f}")
+    if labels := figures.get("per_label"):
+        kinds = list(next(iter(labels.values())))
+        shown = Table("label", *kinds)
+        for name, row in labels.items():
+            shown.add_row(name, *(_cell(row[kind]) for kind in kinds))
+        console.print(shown)
+    if majority := figures.get("majority_accuracy"):
+        console.print(f"Always answering {majority['label']}: accuracy {majority['value']:.4f}")
+    for kind, parts in figures["parts"].items():
+        if len(parts) > 1:
+            shown = Table(kind, "value", "95% interval", "rows")
+            for name, part in parts.items():
+                interval = f"{part['low']:.4f} to {part['high']:.4f}"
+                shown.add_row(name, f"{part['value']:.4f}", interval, f"{part['rows']:,}")
+            console.print(shown)
     if figures["truncated"]:
-        console.print(f"{figures['truncated']:,} texts were cut at the model's limit.")
+        console.print(f"Of {figures['truncated']:,} rows the model did not see all.")
+
+
+def _cell(value: Any) -> str:
+    return f"{value['value']:.4f}" if isinstance(value, dict) else f"{value:,}"

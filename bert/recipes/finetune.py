@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, create_model
 
 from bert import __version__, log
-from bert.checkpoint import read_model, write_model
+from bert.checkpoint import FACTS, Checkpoint, read_model, write_model
 from bert.config import Settings
-from bert.data.batches import Batch, pack_sequences, step_samples
+from bert.data.batches import Batch, step_samples
 from bert.data.rows import (
     DataReport,
     Example,
-    choose_columns,
     fingerprint,
-    sorted_labels,
     stratified_split,
     training_examples,
 )
-from bert.distributed import World
-from bert.evaluation import check_label, evaluate
+from bert.distributed import World, joined, wrap
+from bert.evaluation import calibrated, evaluate, measure, primary
 from bert.hub import find_model
 from bert.model.precision import default_device, resolve_precision
-from bert.predictor import Predictor
+from bert.predictor import Predictor, answers
 from bert.recipes.reporting import finetuning_report
 from bert.run import choose_folder, open_run, resumable
-from bert.tasks.classification import Classification
-from bert.tasks.task import load_task
+from bert.tasks.task import Sample, Task, load_task
 from bert.text.corpus import content_hash
-from bert.text.tokenizer import Encoded
 from bert.training.loop import LoopSettings, Step, train
 from bert.training.optim import Budget, build_optimizer
 from bert.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
+
+# Held-out rows that evaluations during training look at.
+MOST_EVALUATED = 2000
+# How often a run that learnt nothing is started again (Mosbach et al. 2021: such runs lose
+# their gradient early on, which a longer warm-up helps).
+RESTARTS = 2
+SPLIT_SEED = 1  # the same rows are held out whatever the seed of the training
 
 
 class FinetuneSettings(Settings):
@@ -44,36 +50,74 @@ class FinetuneSettings(Settings):
 
     Epochs and batch are in the ranges of Devlin et al. 2018, appendix A.3; warm-up over a
     tenth, then linear decay, as in their code. The rate is theirs (5e-5) for 768 wide models
-    and grows as 768 / width for smaller ones.
+    and grows as 768 / width for smaller ones. A task adds settings of its own.
     """
 
     train: str
     model: str
     dev: str | None = None
-    task: Literal["classification"] = "classification"
+    test: str | None = None
+    task: str = "classification"
     text: list[str] = Field(default_factory=list)
     label: str | None = None
     epochs: int = Field(3, gt=0)
     batch_size: int = Field(32, gt=0)
     micro_batch_tokens: int = Field(8192, gt=0)
     learning_rate: float | None = Field(None, gt=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    frozen_layers: int = Field(0, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "trapezoidal"] = "linear"
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     max_length: int | None = Field(None, ge=8)
     held_out: float = Field(0.1, gt=0, lt=1)
+    slices: str = ""
+    evaluations: int | None = Field(None, gt=0)
+    patience: int | None = Field(None, gt=0)
     seed: int = Field(1, ge=0, lt=2**32)
     deterministic: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = Field(10, gt=0)
     checkpoint_minutes: float = Field(5.0, gt=0)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Self:
+        """Settings from values, among which may be those of the task."""
+        task = load_task(str(values.get("task") or cls.model_fields["task"].default))
+        return cast(Self, super(FinetuneSettings, _with(task.Options)).of(values, places))
+
+    def options(self, kind: type[Settings]) -> Settings:
+        """The part of the settings that is the task's own."""
+        mine = {name: getattr(self, name) for name in kind.model_fields if hasattr(self, name)}
+        return kind.of(mine)
+
+
+@cache
+def _with(options: type[Settings]) -> type[FinetuneSettings]:
+    """The settings together with those of a task."""
+    bases: Any = (FinetuneSettings, options)
+    return cast(type[FinetuneSettings], create_model("FinetuneSettings", __base__=bases))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is learnt from, and what is measured on."""
+
+    train: list[Example]
+    held_out: list[Example]
+    test: list[Example]
+    facts: dict[str, Any]
+    hash: str
+
 
 @resumable()
 def finetune(
     settings: FinetuneSettings, out: Path | None, *, resume: bool = False, overwrite: bool = False
 ) -> Path:
-    """Fine-tune a model on labelled rows and leave a run folder.
+    """Fine-tune a model on rows with answers and leave a run folder.
+
+    Started by ``torchrun``, the processes train as one.
 
     Returns:
         The run folder; ``model/`` in it is the model.
@@ -82,153 +126,288 @@ def finetune(
         UsageError, DataError, ModelError: as their names say.
         Interrupted: the checkpoint is saved, ``resume`` goes on from it.
     """
-    device = default_device()
-    load_task(settings.task)
-    folder = choose_folder(out, "finetune", resume=resume, overwrite=overwrite)
-    path = Path(settings.train)
-    text, label = choose_columns(path, settings.text, settings.label, labelled=True)
-    examples, report = training_examples(path, text, label)
-    labels = sorted_labels([example.label or "" for example in examples], settings.train)
-    if settings.dev is not None:
-        held_out, dev_report = training_examples(Path(settings.dev), text, label)
-        for example in held_out:
-            check_label(example, labels)
-    else:
-        examples, held_out = stratified_split(examples, settings.held_out, settings.seed)
-        dev_report = None
-    facts = _data_facts(report, dev_report, examples, held_out)
+    with joined(default_device()) as world:
+        return _finetune(settings, out, world, resume=resume, overwrite=overwrite)
 
-    data = content_hash([Path(file) for file in (settings.train, settings.dev) if file])
-    directory = find_model(settings.model)
-    torch.manual_seed(settings.seed)  # a new head is drawn from it
-    checkpoint = read_model(directory, kind=Classification.kind, labels=labels)
-    checkpoint.foreign.pop("problem_type", None)  # what is learnt here is one label a text
-    longest = checkpoint.config.longest_text
-    settings = settings.model_copy(
-        update={
-            "text": list(text),
-            "label": label,
-            "precision": resolve_precision(settings.precision, device),
-            "max_length": min(settings.max_length or longest, longest),
-            "learning_rate": settings.learning_rate
-            or 5e-5 * max(1.0, 768 / checkpoint.config.hidden_size),
-        }
+
+def _finetune(
+    settings: FinetuneSettings, out: Path | None, world: World, *, resume: bool, overwrite: bool
+) -> Path:
+    kind = load_task(settings.task)
+    folder: Path = world.told(
+        choose_folder(out, "finetune", resume=resume, overwrite=overwrite) if world.first else None
     )
-    assert settings.learning_rate is not None
-    run = open_run(folder, "finetune", settings, data, resume=resume, overwrite=overwrite)
+    rows = read_rows(settings, kind)
+    labels = kind.labels_of(rows.train, settings.train)
+    attempt = _last_attempt(folder) if resume else 0
+    settings, checkpoint, task = _begin(settings, kind, labels, attempt, rows.hash, world)
+    for example in (*rows.held_out, *rows.test):
+        task.check(example)
+    with world.first_before_others():
+        run = folder
+        if world.first:
+            run = open_run(
+                folder, "finetune", settings, rows.hash, resume=resume, overwrite=overwrite
+            )
     torch.use_deterministic_algorithms(settings.deterministic)
-
-    checkpoint.facts = {
-        "version": __version__,
-        "task": settings.task,
-        "text_columns": list(text),
-        "label_column": label,
-        "texts_per_row": len(text),
-        "max_length": settings.max_length,
-        "base_model": settings.model,
-        "data": data,
-    }
-    model = checkpoint.model.to(device)
-    task = Classification(checkpoint)
-    encoded = task.encode([example.texts for example in examples])
-    number = {name: i for i, name in enumerate(labels)}
-    truth = [number[example.label or ""] for example in examples]
-    lengths = [len(row.input_ids) for row in encoded]
-    facts["tokens"] = {
-        "median": float(np.median(lengths)),
-        "95%": float(np.percentile(lengths, 95)),
-        "longest": max(lengths),
-        "limit": settings.max_length,
-        "truncated": sum(row.truncated for row in encoded),
-    }
-    log.write_json(run / "data_report.json", facts)
+    samples = task.samples(rows.train)
+    lengths = [sample.encoded.tokens for sample in samples]
+    facts = {**rows.facts, "tokens": _token_facts(samples, lengths, task.max_length)}
+    if world.first:
+        log.write_json(run / "data_report.json", facts)
     _tell(facts)
 
-    steps = settings.epochs * -(-len(encoded) // settings.batch_size)
-    optimizer = build_optimizer(model, "adamw", settings.learning_rate, settings.weight_decay)
     metrics = log.MetricsFile(run / "metrics.jsonl")
-    state = TrainingState()
-    if resume and (latest := latest_checkpoint(run / "checkpoints")):
-        state = load_checkpoint(latest, model, optimizer)
-        log.say(f"Going on from step {state.step:,}.")
-    metrics.keep_until(state.step)
-    train(
-        Step(model, task, device),
-        task,
-        lambda step: _step(encoded, truth, settings, step),
-        optimizer,
-        Budget(steps=steps),
-        LoopSettings(
-            learning_rate=settings.learning_rate,
-            warmup=settings.warmup,
-            clip_norm=settings.clip_norm,
-            seed=settings.seed,
-            precision=settings.precision,
-            log_every=settings.log_every,
-            evaluations=0,
-            checkpoint_minutes=settings.checkpoint_minutes,
-        ),
-        state,
-        metrics,
-        save=lambda: save_checkpoint(run / "checkpoints", model, optimizer, state),
-        evaluate=dict,
-        world=World(device=device),
-        label="Fine-tuning",
-    )
-    write_model(run / "model", checkpoint)
-    # Measured as it will be used: the model that was written, read again.
-    figures = evaluate(Predictor(run / "model"), held_out, run)
+    while not (learnt := _fit(settings, attempt, checkpoint, samples, task, rows, run, metrics,
+                              world, resume=resume)) and attempt < RESTARTS:  # fmt: skip
+        attempt += 1
+        resume = False
+        log.notice(
+            "The model has learnt nothing, it answers every row alike; it is trained again, "
+            "from another seed and with a longer warm-up."
+        )
+        _, checkpoint, task = _begin(settings, kind, labels, attempt, rows.hash, world)
+        samples = task.samples(rows.train)
+    if not world.first:
+        return run
+    figures = {
+        **_measured(run, settings, rows),
+        "evaluations": settings.evaluations,
+        "restarts": attempt,
+        "learnt": learnt,
+    }
+    if not learnt:
+        log.notice(
+            f"The model has learnt nothing in {attempt + 1} attempts; the figures are those of "
+            "one constant answer.",
+            fix="look at the data with bert check, or give more rows or epochs",
+        )
     most_wrong = figures.pop("most_wrong")
     log.write_json(run / "metrics.json", figures)
-    finetuning_report(run, settings, facts, figures, most_wrong, metrics.read(), lengths)
-    accuracy, macro = figures["accuracy"], figures["macro"]["f1"]
+    finetuning_report(run, settings, task, facts, figures, most_wrong, metrics.read(), lengths)
+    score = primary(task, figures)
     log.say(
-        f"Held out ({figures['rows']:,} rows): accuracy {_interval(accuracy)}, "
-        f"macro F1 {_interval(macro)}"
+        f"Held out ({figures['rows']:,} rows): {task.primary_metric.replace('.', ' ')} "
+        f"{score['value']:.4f} [{score['low']:.4f}, {score['high']:.4f}]"
     )
     log.say(f"Model: {run / 'model'}   Report: {run / 'report.html'}")
     return run
 
 
-def _step(
-    encoded: Sequence[Encoded], truth: Sequence[int], settings: FinetuneSettings, step: int
-) -> list[Batch]:
-    """The micro-batches of one optimiser step."""
-    _, samples = step_samples(step, len(encoded), settings.batch_size, settings.seed)
-    tokens = sum(len(encoded[i].input_ids) for i in samples)
-    parts = min(-(-tokens // settings.micro_batch_tokens), len(samples))
-    return [
-        pack_sequences(
-            [encoded[i].input_ids for i in part],
-            [encoded[i].token_type_ids for i in part],
-            part,
-            label=[truth[i] for i in part],
-        )
-        for part in np.array_split(samples, parts)
-    ]
+def read_rows(settings: FinetuneSettings, kind: type[Task]) -> Rows:
+    """The rows of all files, and those held out where no file has them.
 
+    Raises:
+        DataError: a file cannot be read, or has nothing to learn from.
+    """
 
-def _data_facts(
-    report: DataReport,
-    dev_report: DataReport | None,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
-) -> dict[str, Any]:
-    """What was read and how it was divided."""
+    def of(file: str) -> tuple[list[Example], DataReport]:
+        examples = kind.read(Path(file), settings.text, settings.label, labelled=True)
+        return training_examples(examples, kind.names, file)
+
+    examples, report = of(settings.train)
+    facts: dict[str, Any] = {"train": report.summary()}
+    if settings.dev is not None:
+        held_out, dev_report = of(settings.dev)
+        facts["dev"] = dev_report.summary()
+    else:
+        examples, held_out = stratified_split(examples, kind.names, settings.held_out, SPLIT_SEED)
+        facts["dev"] = "a stratified share of train"
+    test: list[Example] = []
+    if settings.test is not None:
+        test, test_report = of(settings.test)
+        facts["test"] = test_report.summary()
     seen = {fingerprint(example) for example in examples}
-    return {
-        "train": report.summary(),
-        "dev": dev_report.summary() if dev_report else "a stratified share of train",
+    facts |= {
         "rows_to_train_on": len(examples),
         "rows_held_out": len(held_out),
         "held_out_also_in_train": sum(fingerprint(example) in seen for example in held_out),
     }
+    files = [Path(file) for file in (settings.train, settings.dev, settings.test) if file]
+    return Rows(examples, held_out, test, facts, content_hash(files))
+
+
+def _begin(
+    settings: FinetuneSettings,
+    kind: type[Task],
+    labels: Sequence[str],
+    attempt: int,
+    data: str,
+    world: World,
+) -> tuple[FinetuneSettings, Checkpoint, Task]:
+    """The settings with nothing left open, and the model as an attempt begins with it."""
+    torch.manual_seed(_seed(settings, attempt))  # a new head is drawn from it
+    checkpoint = read_model(find_model(settings.model), kind=kind.kind, labels=labels or None)
+    config = checkpoint.config
+    settings = settings.model_copy(
+        update={
+            "precision": resolve_precision(settings.precision, world.device),
+            "max_length": min(settings.max_length or config.longest_text, config.longest_text),
+            "learning_rate": settings.learning_rate or 5e-5 * max(1.0, 768 / config.hidden_size),
+            "evaluations": settings.evaluations or settings.epochs,
+            "text": list(kind.text_columns(Path(settings.train), settings.text)),
+        }
+    )
+    options = settings.options(kind.Options)
+    checkpoint.facts = {
+        "version": __version__,
+        "task": settings.task,
+        "options": options.model_dump(mode="json"),
+        "text_columns": list(settings.text),
+        "label_column": settings.label,
+        "texts_per_row": max(len(settings.text), 1),
+        "max_length": settings.max_length,
+        "base_model": settings.model,
+        "data": data,
+    }
+    checkpoint.foreign.pop("problem_type", None)
+    if kind.problem_type is not None:
+        checkpoint.foreign["problem_type"] = kind.problem_type
+    checkpoint.model.to(world.device)
+    return settings, checkpoint, kind(checkpoint, options)
+
+
+def _fit(
+    settings: FinetuneSettings,
+    attempt: int,
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    task: Task,
+    rows: Rows,
+    run: Path,
+    metrics: log.MetricsFile,
+    world: World,
+    *,
+    resume: bool,
+) -> bool:
+    """Train once, and leave the best model of all evaluations in ``model/``.
+
+    Returns:
+        Whether that model answers different rows differently.
+    """
+    assert settings.learning_rate is not None
+    assert settings.evaluations is not None
+    model = checkpoint.model
+    optimizer = build_optimizer(
+        model,
+        "adamw",
+        settings.learning_rate,
+        settings.weight_decay,
+        layer_decay=settings.layer_decay,
+        frozen_layers=settings.frozen_layers,
+    )
+    module = wrap(Step(model, task, world.device), world)
+    folder = _attempt_folder(run, attempt)
+    state = TrainingState()
+    if resume and (latest := latest_checkpoint(folder)):
+        state = load_checkpoint(latest, model, optimizer)
+        log.say(f"Going on from step {state.step:,}.")
+    elif world.first:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    metrics.keep_until(state.step)
+    watched = rows.held_out[:: -(-len(rows.held_out) // MOST_EVALUATED)]
+
+    def batches(step: int) -> list[Batch]:
+        """This process's micro-batches of one optimiser step."""
+        seed = _seed(settings, attempt)
+        epoch, chosen = step_samples(step, len(samples), settings.batch_size, seed)
+        tokens = sum(samples[i].encoded.tokens for i in chosen)
+        parts = min(-(-tokens // (settings.micro_batch_tokens * world.size)), len(chosen))
+        return [
+            task.batch([samples[i] for i in part], part, epoch, seed)
+            for part in np.array_split(world.share(chosen), max(parts, 1))
+        ]
+
+    def evaluation() -> dict[str, float]:
+        texts = [example.texts for example in watched]
+        given = list(answers(task, model, texts, settings.precision, world.device))
+        figures = measure(task, zip(watched, given, strict=True))
+        score = primary(task, figures)["value"]
+        better = score if task.greater_is_better else -score
+        state.stale += 1
+        if state.best is None or better > state.best:
+            state.best, state.stale = better, 0
+            state.learnt = not task.constant(given)
+            if world.first:
+                write_model(run / "model", checkpoint)
+        return {f"held_out_{task.primary_metric}": score}
+
+    train(
+        module,
+        task,
+        batches,
+        optimizer,
+        Budget(steps=settings.epochs * -(-len(samples) // settings.batch_size)),
+        LoopSettings(
+            learning_rate=settings.learning_rate,
+            warmup=min(settings.warmup * 2**attempt, 0.5),
+            schedule=settings.schedule,
+            clip_norm=settings.clip_norm,
+            seed=_seed(settings, attempt),
+            precision=settings.precision,
+            log_every=settings.log_every,
+            evaluations=settings.evaluations,
+            patience=settings.patience,
+            checkpoint_minutes=settings.checkpoint_minutes,
+        ),
+        state,
+        metrics,
+        save=lambda: save_checkpoint(folder, model, optimizer, state, world),
+        evaluate=evaluation,
+        world=world,
+        label="Fine-tuning",
+    )
+    return state.learnt
+
+
+def _measured(run: Path, settings: FinetuneSettings, rows: Rows) -> dict[str, Any]:
+    """The figures of the model as it will be used: written, read again, calibrated, in fp32."""
+    predictor = Predictor(run / "model")
+    task = predictor.task
+    texts = [example.texts for example in rows.held_out]
+    given = list(answers(task, predictor.model, texts, predictor.precision, predictor.device))
+    calibration, decided = calibrated(task, rows.held_out, given)
+    if calibration:
+        log.write_json(run / "model" / FACTS, {**predictor.facts, "calibration": calibration})
+    figures = measure(task, zip(rows.held_out, decided, strict=True), run, settings.slices)
+    if rows.test:
+        figures["test"] = evaluate(Predictor(run / "model"), rows.test, by=settings.slices)
+        del figures["test"]["most_wrong"]
+    return figures
+
+
+def _seed(settings: FinetuneSettings, attempt: int) -> int:
+    return settings.seed + 1_000_003 * attempt
+
+
+def _attempt_folder(run: Path, attempt: int) -> Path:
+    return run / "checkpoints" / f"attempt-{attempt + 1}"
+
+
+def _last_attempt(run: Path) -> int:
+    """The attempt in which a run was interrupted."""
+    return max((n for n in range(RESTARTS + 1) if _attempt_folder(run, n).is_dir()), default=0)
+
+
+def _token_facts(
+    samples: Sequence[Sample], lengths: Sequence[int], limit: int
+) -> dict[str, float | int]:
+    return {
+        "median": float(np.median(lengths)),
+        "95%": float(np.percentile(lengths, 95)),
+        "longest": max(lengths),
+        "limit": limit,
+        "in_windows": sum(len(sample.encoded.windows) > 1 for sample in samples),
+        "truncated": sum(sample.encoded.truncated for sample in samples),
+    }
 
 
 def _tell(facts: dict[str, Any]) -> None:
+    labels = len(facts["train"]["labels"])
     log.say(
-        f"{facts['rows_to_train_on']:,} rows to train on, {facts['rows_held_out']:,} held out, "
-        f"{len(facts['train']['labels'])} labels"
+        f"{facts['rows_to_train_on']:,} rows to train on, {facts['rows_held_out']:,} held out"
+        + (f", {labels} labels" if labels else "")
     )
     for reason, dropped in facts["train"]["dropped"].items():
         log.notice(
@@ -242,13 +421,14 @@ def _tell(facts: dict[str, Any]) -> None:
             fix="remove them from one of the files",
         )
     tokens = facts["tokens"]
+    if tokens["in_windows"]:
+        log.say(
+            f"{tokens['in_windows']:,} texts are longer than {tokens['limit']} tokens and are "
+            "read in overlapping windows."
+        )
     if tokens["truncated"]:
         log.notice(
-            f"{tokens['truncated']} texts are longer than {tokens['limit']} tokens; the model "
-            "sees only their beginning.",
-            fix="raise max_length, if the model has the positions, or split the texts",
+            f"Of {tokens['truncated']:,} pairs both texts are long; only the beginning of one "
+            "of them is read.",
+            fix="raise max_length, if the model has the positions, or shorten the texts",
         )
-
-
-def _interval(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.1%} [{figure['low']:.1%}, {figure['high']:.1%}]"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bert import log
-from bert.data.rows import choose_columns, read_examples
+from bert.data.rows import Example
 from bert.errors import DataError, UsageError
 from bert.predictor import TEXTS_AT_ONCE, Predictor
 
@@ -45,7 +45,7 @@ def predict_file(name: str, file: Path, out: Path, text: Sequence[str], *, overw
             fix=f"mkdir -p {shlex.quote(str(out.parent))}",
         )
     predictor = Predictor(name)
-    source = read_examples(file, text_columns(predictor, file, text), None, labelled=False)
+    source = predictor.task.read(file, text_columns(predictor, file, text), None, labelled=False)
     count = truncated = 0
     target = out.resolve()  # a link stays, what it leads to is replaced
     handle, stage = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
@@ -62,8 +62,8 @@ def predict_file(name: str, file: Path, out: Path, text: Sequence[str], *, overw
         Path(stage).unlink(missing_ok=True)
     if truncated:
         log.notice(
-            f"{truncated:,} of {count:,} texts are longer than {predictor.max_length} tokens; "
-            "the model saw only their beginning.",
+            f"Of {truncated:,} of {count:,} rows both texts are longer than the "
+            f"{predictor.max_length} tokens that the model takes; it did not see all of one.",
             where=str(file),
             fix='the rows with "truncated": true',
         )
@@ -78,10 +78,10 @@ def text_columns(predictor: Predictor, file: Path, text: Sequence[str]) -> tuple
         DataError: the file has no such columns, or the model takes another number of them.
     """
     text = text or predictor.facts.get("text_columns") or []
-    chosen, _ = choose_columns(file, text, None, labelled=False)
+    chosen = predictor.task.text_columns(file, text)
     if len(chosen) == 2 and not predictor.facts:
         predictor.take_pairs()  # a model of others does not say what it was trained on
-    if len(chosen) != predictor.texts_per_row:
+    if chosen and len(chosen) != predictor.texts_per_row:
         pair = predictor.texts_per_row == 2
         raise DataError(
             f"The model takes {'a pair of texts' if pair else 'one text'} a row, not the columns "
@@ -92,7 +92,7 @@ def text_columns(predictor: Predictor, file: Path, text: Sequence[str]) -> tuple
     return chosen
 
 
-def _answers(predictor: Predictor, chunk: Sequence[Any]) -> list[dict[str, Any]]:
+def _answers(predictor: Predictor, chunk: Sequence[Example]) -> list[dict[str, Any]]:
     try:
         return predictor([example.texts for example in chunk])
     except DataError as error:
@@ -111,19 +111,13 @@ def fill_masks(name: str, text: str, *, as_json: bool) -> None:
         DataError: the text has no mask.
     """
     predictor = Predictor(name)
-    if predictor.task != "fill_mask":
+    if predictor.task.name != "fill_mask":
         raise UsageError(
-            f"This model was fine-tuned for {predictor.task}; it guesses no words.",
+            f"This model was fine-tuned for {predictor.task.name}; it guesses no words.",
             where=str(predictor.directory),
             fix="give a pretrained model",
         )
     answer = predictor(text)
-    if answer["truncated"]:
-        log.notice(
-            f"The text is longer than {predictor.max_length} tokens; the model saw only its "
-            "beginning.",
-            fix="shorten it",
-        )
     if as_json:
         print(json.dumps(answer, ensure_ascii=False))
         return

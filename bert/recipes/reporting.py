@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bert.config import Settings
+from bert.evaluation import scores
 from bert.metrics import plots
 from bert.report import Card, Report, write_card
+from bert.tasks.task import Task
 
 Rows = Sequence[Mapping[str, Any]]
 Line = tuple[list[float], list[float]]
@@ -85,6 +87,7 @@ def pretraining_report(
 def finetuning_report(
     run: Path,
     settings: Settings,
+    task: Task,
     facts: Mapping[str, Any],
     figures: Mapping[str, Any],
     most_wrong: Rows,
@@ -94,25 +97,23 @@ def finetuning_report(
     """Pictures, ``report.html`` and ``README.md`` of a fine-tuning run."""
     pictures = run / "plots"
     pictures.mkdir(exist_ok=True)
-    names = list(figures["per_label"])
+    metric = f"held_out_{task.primary_metric}"
+    losses = sorted({key for row in rows for key in row if key.endswith("_loss")})
     plots.curves(
         pictures / "loss.png",
-        {"training": _line(rows, "label_loss")},
+        {f"training, {name.removesuffix('_loss')}": _line(rows, name) for name in losses},
         title="Loss",
         x_label="optimiser steps",
-        y_label="cross-entropy (nats)",
+        y_label="loss",
+    )
+    plots.curves(
+        pictures / "score.png",
+        {"held out": _line(rows, metric)},
+        title=f"Held-out {task.primary_metric.replace('.', ' ')}",
+        x_label="optimiser steps",
+        y_label=task.primary_metric.replace(".", " "),
     )
     _rate_picture(pictures, rows)
-    plots.confusion(pictures / "confusion.png", figures["confusion"], names, title="Held-out rows")
-    plots.intervals(
-        pictures / "f1.png",
-        {
-            name: (score["f1"]["value"], score["f1"]["low"], score["f1"]["high"])
-            for name, score in figures["per_label"].items()
-        },
-        title="F1 by label",
-        x_label="F1",
-    )
     plots.histogram(
         pictures / "lengths.png",
         lengths,
@@ -120,70 +121,82 @@ def finetuning_report(
         x_label="tokens",
         mark=facts["tokens"]["limit"],
     )
-    overall = [
-        ("accuracy", figures["accuracy"]),
-        *((f"{mean} {name}", figures[mean][name])
-          for mean in ("macro", "weighted") for name in ("precision", "recall", "f1")),
-    ]  # fmt: skip
-    table = [(name, score["value"], score["low"], score["high"]) for name, score in overall]
-    majority = figures["majority_accuracy"]
-    report = Report("Fine-tuning", f"{run}: {figures['rows']:,} held-out rows")
+    table = [(name, f["value"], f["low"], f["high"]) for name, f in scores(figures)]
+    report = Report("Fine-tuning", f"{run}: {task.name}, {figures['rows']:,} held-out rows")
     report.heading("On held-out rows")
-    report.table(["figure", "value", "95% from", "to"], table)
     report.paragraph(
-        f"Always answering {majority['label']} would reach an accuracy of {majority['value']:.3f}."
+        f"The model is the best of {figures['evaluations']} evaluations by "
+        f"{task.primary_metric.replace('.', ' ')} on held-out rows, so the figures on these "
+        "rows flatter it a little; rows given with --test had no part in it."
     )
-    report.picture(pictures / "f1.png", "F1 by label")
-    report.table(
-        ["label", "precision", "recall", "F1", "rows"],
-        [
-            (
-                name,
-                *(score[part]["value"] for part in ("precision", "recall", "f1")),
-                score["support"],
-            )
-            for name, score in figures["per_label"].items()
-        ],
-    )
-    report.heading("What is taken for what")
-    report.confusion(figures["confusion"], names)
-    report.heading("Surest and wrong")
-    report.texts(
-        (
-            str(row["truth"]),
-            row["label"],
-            row["probabilities"][row["label"]],
-            row["texts"] if isinstance(row["texts"], str) else "\n".join(row["texts"]),
+    report.table(["figure", "value", "95% from", "to"], table)
+    if "test" in figures:
+        report.heading("On the test rows")
+        report.table(
+            ["figure", "value", "95% from", "to"],
+            [(name, f["value"], f["low"], f["high"]) for name, f in scores(figures["test"])],
         )
-        for row in most_wrong[:30]
-    )
+    if majority := figures.get("majority_accuracy"):
+        report.paragraph(
+            f"Always answering {majority['label']} would reach an accuracy of "
+            f"{majority['value']:.3f}."
+        )
+    for path, caption in task.pictures(figures, pictures):
+        report.picture(path, caption)
+    if labels := figures.get("per_label"):
+        kinds = list(next(iter(labels.values())))
+        report.table(
+            ["label", *kinds],
+            [
+                (name, *(v["value"] if isinstance(v, Mapping) else v for v in row.values()))
+                for name, row in labels.items()
+            ],
+        )
+    for kind, parts in figures["parts"].items():
+        if len(parts) > 1:
+            report.heading(f"By {kind}")
+            report.table(
+                [kind, task.primary_metric.replace(".", " "), "95% from", "to", "rows"],
+                [(name, p["value"], p["low"], p["high"], p["rows"]) for name, p in parts.items()],
+            )
+    if "confusion" in figures:
+        report.heading("What is taken for what")
+        report.confusion(figures["confusion"], list(labels or ()))
+    report.heading("The worst mistakes")
+    report.mistakes(most_wrong[:30])
     report.heading("The data")
-    report.table(["label", "rows read"], list(facts["train"]["labels"].items()))
+    if counts := facts["train"]["labels"]:
+        report.table(["label", "times in the rows read"], list(counts.items()))
     report.picture(pictures / "lengths.png", "length of the training texts")
     report.heading("Training")
-    for name in ("loss", "learning_rate"):
+    for name in ("loss", "score", "learning_rate"):
         report.picture(pictures / f"{name}.png", name.replace("_", " "))
     report.table(["setting", "value"], _settings(settings))
     report.write(run / "report.html")
     card = Card(
         name=run.name,
-        summary=f"Tells {len(names)} labels apart: {', '.join(names[:20])}.",
+        summary=f"A model for {task.name.replace('_', ' ')}"
+        + (f" with {len(task.labels)} labels: {', '.join(task.labels[:20])}" if labels else "")
+        + ".",
         library="bertsmith",
-        usage=f'import bert\n\nbert.Predictor("{run}/model")(["..."])',
+        usage=f'import bert\n\nbert.Predictor("{run}/model")([{_example(task)}])',
         base_model=str(getattr(settings, "model", "")) or None,
         training_data={
             "rows trained on": f"{facts['rows_to_train_on']:,}",
             "rows held out": f"{facts['rows_held_out']:,}",
-            "texts cut at the limit": f"{facts['tokens']['truncated']:,}",
+            "texts read in windows": f"{facts['tokens']['in_windows']:,}",
+            "rows not read whole": f"{facts['tokens']['truncated']:,}",
         },
         settings=settings.model_dump(mode="json"),
         metrics=table,
-        limits=[
-            "The figures hold for text like the held-out rows.",
-            f"Texts beyond {facts['tokens']['limit']} tokens are cut.",
-        ],
+        limits=["The figures hold for text like the held-out rows."],
     )
     write_card(run / "README.md", card)
+
+
+def _example(task: Task) -> str:
+    """A row as one writes it in Python."""
+    return repr("...") if task.texts_per_row == 1 else repr(("...",) * task.texts_per_row)
 
 
 def _rate_picture(pictures: Path, rows: Rows) -> None:

@@ -35,15 +35,26 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 logger = logging.getLogger(__name__)
 
 
+class Task(Protocol):
+    """What the server needs of a task."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+
 class Predictor(Protocol):
     """What the server needs of a model."""
 
-    task: str
+    @property
+    def task(self) -> Task:
+        """What the model is used for."""
+
     labels: list[str]
     texts_per_row: int
     max_length: int
 
-    def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+    def __call__(self, texts: Sequence[str | tuple[str, ...]]) -> list[dict[str, Any]]:
         """One dictionary for each row: a text, or a pair where ``texts_per_row`` is 2.
 
         Raises:
@@ -408,7 +419,7 @@ def create_app(
         return answer(
             {
                 "name": name,
-                "task": predictor.task,
+                "task": predictor.task.name,
                 "labels": list(predictor.labels),
                 "max_length": predictor.max_length,
                 "texts_per_row": predictor.texts_per_row,

@@ -93,6 +93,7 @@ class LoopSettings:
         log_every: steps between lines in ``metrics.jsonl``.
         evaluations: evaluations on held-out data, evenly over the budget.
         checkpoint_minutes: minutes between checkpoints.
+        patience: evaluations in a row without a better one after which training ends.
     """
 
     learning_rate: float
@@ -104,6 +105,7 @@ class LoopSettings:
     evaluations: int
     checkpoint_minutes: float
     schedule: str = "linear"
+    patience: int | None = None
 
 
 def train(
@@ -187,14 +189,15 @@ def train(
             if save_due:
                 save()
                 state.seconds = saved_at = time.monotonic() - started
-            if spent:
+            tired = settings.patience is not None and state.stale >= settings.patience
+            if spent or tired:
                 break
             upcoming = ahead.submit(prepared, state.step + 1)
             counts = {name: sum(row[5 + i] for row in rows) for i, name in enumerate(names)}
 
             rate = settings.learning_rate * schedule(settings.schedule, share, settings.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("scale", 1.0)
             # Dropout depends on the step and the rank alone, not on what was drawn before.
             torch.manual_seed((settings.seed * 1_000_003 + state.step) * world.size + world.rank)
             module.train()

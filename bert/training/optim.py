@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,13 @@ def schedule(name: str, progress: float, warmup: float) -> float:
 
 
 def build_optimizer(
-    model: nn.Module, name: str, learning_rate: float, weight_decay: float
+    model: nn.Module,
+    name: str,
+    learning_rate: float,
+    weight_decay: float,
+    *,
+    layer_decay: float = 1.0,
+    frozen_layers: int = 0,
 ) -> torch.optim.Optimizer:
     """The optimiser of this name over a model's weights.
 
@@ -81,20 +88,46 @@ def build_optimizer(
     and leaves embeddings, heads, biases and norms to AdamW; its updates are scaled to the
     size of AdamW's (Liu et al. 2025), so that both share one learning rate.
 
+    Args:
+        model: its weights are frozen here where that is asked.
+        name: one of ``OPTIMIZERS``.
+        learning_rate: of the weights nearest to the output.
+        weight_decay: of matrices.
+        layer_decay: a layer learns at this share of the rate of the one above it, the
+            embeddings at that of the lowest layer (Howard & Ruder 2018).
+        frozen_layers: so many of the lowest layers, and the embeddings, do not learn.
+
     Raises:
-        UsageError: there is no such optimiser.
+        UsageError: there is no such optimiser, or not so many layers.
     """
     if name not in OPTIMIZERS:
         raise UsageError(f"There is no optimizer {name!r}.", fix=f"one of {', '.join(OPTIMIZERS)}")
+    depths = _depths(model)
+    layers = max(depths.values())
+    if frozen_layers >= layers:
+        raise UsageError(
+            f"frozen_layers={frozen_layers}, but the network has {layers - 1} layers.",
+            fix=f"frozen_layers={layers - 1} leaves only the head to learn",
+        )
+    for key, parameter in model.named_parameters():
+        if frozen_layers and depths[key] <= frozen_layers:
+            parameter.requires_grad_(False)
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
     inside = {key for key, p in trained.items() if p.dim() == 2 and ".layers." in key}
     matrices = [p for key, p in trained.items() if name == "muon" and key in inside]
-    rest = [p for key, p in trained.items() if name != "muon" or key not in inside]
+    rest = {key: p for key, p in trained.items() if name != "muon" or key not in inside}
+    scales = {key: layer_decay ** (layers - max(depths[key], 1)) for key in rest}
     groups = [
-        {"params": [p for p in rest if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for key, p in rest.items() if scales[key] == scale and (p.dim() > 1) == m],
+            "weight_decay": weight_decay if m else 0.0,
+            "scale": scale,
+        }
+        for scale in sorted(set(scales.values()))
+        for m in (True, False)
     ]
-    fused = {p.device.type for p in rest} <= {"cpu", "cuda"}
+    groups = [group for group in groups if group["params"]]
+    fused = {p.device.type for p in rest.values()} <= {"cpu", "cuda"}
     adamw = torch.optim.AdamW(groups, lr=learning_rate, eps=1e-6, fused=fused)
     if not matrices:
         return adamw
@@ -102,6 +135,16 @@ def build_optimizer(
         matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return _Together([muon, adamw])
+
+
+def _depths(model: nn.Module) -> dict[str, int]:
+    """How far each weight is from the input: 0 for embeddings, then layers, then what is above."""
+    depths = {}
+    for key, _ in model.named_parameters():
+        layer = re.search(r"\.layers\.(\d+)\.", key)
+        depths[key] = 0 if ".embeddings." in f".{key}" else int(layer[1]) + 1 if layer else -1
+    top = max(depths.values()) + 1
+    return {key: top if depth < 0 else depth for key, depth in depths.items()}
 
 
 class _Together(torch.optim.Optimizer):

@@ -39,6 +39,9 @@ class TrainingState:
         skipped: steps in a row whose loss or gradient was not finite.
         window: sums since the last line in ``metrics.jsonl``.
         usual_loss: a running mean of the loss over the last hundred steps or so.
+        best: the best score of an evaluation, larger being better.
+        stale: evaluations since then.
+        learnt: whether the model of that evaluation gives different answers.
     """
 
     step: int = 0
@@ -47,6 +50,9 @@ class TrainingState:
     skipped: int = 0
     window: dict[str, float] = field(default_factory=dict)
     usual_loss: float | None = None
+    best: float | None = None
+    stale: int = 0
+    learnt: bool = True
 
 
 def save_checkpoint(

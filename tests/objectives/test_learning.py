@@ -192,7 +192,9 @@ def test_micro_batches_change_nothing(name: str, tmp_path: Path) -> None:
 def test_every_weight_takes_part_when_nothing_is_asked(name: str) -> None:
     setting = SETTINGS[name]
     model, objective = setting.model(), setting.objective
-    empty = pack_sequences([[CLS, SEP]] * 2, [[0, 0]] * 2, [0, 1], next_sentence=[NO_LABEL] * 2)
+    empty = pack_sequences(
+        [[CLS, SEP]] * 2, [[0, 0]] * 2, [0, 1], {"next_sentence": np.array([NO_LABEL] * 2)}
+    )
     empty.targets["special"] = np.ones(4, dtype=np.int64)
     nothing, something = (objective.prepare(b) for b in (empty, setting.batch(np.arange(3))))
     counts = objective.counts(nothing)

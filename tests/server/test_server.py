@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from html.parser import HTMLParser
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -37,7 +38,7 @@ class FakePredictor:
     """Answers at once, and does what a text tells it to."""
 
     def __init__(self, texts_per_row: int = 1) -> None:
-        self.task = "classification"
+        self.task = SimpleNamespace(name="classification")
         self.labels = [HOSTILE_LABEL, "体育"]
         self.texts_per_row = texts_per_row
         self.max_length = 128
@@ -576,7 +577,7 @@ def test_serve_tells_its_address_answers_and_stops_at_ctrl_c() -> None:
 from types import SimpleNamespace
 from bert.server.run import serve
 class Fake:
-    task, labels, texts_per_row, max_length = "classification", ["a"], 1, 8
+    task, labels, texts_per_row, max_length = SimpleNamespace(name="classification"), ["a"], 1, 8
     def __call__(self, texts):
         return [{"label": "a"} for _ in texts]
 serve(Fake(), "small model", port=0)
