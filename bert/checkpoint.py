@@ -26,6 +26,7 @@ from bert.hub import CONFIG, find_model
 from bert.model.config import BertConfig
 from bert.model.encoder import BERT
 from bert.model.heads import HEADS
+from bert.pooling import FILES, NORMALIZE, Pooling, read_pooling, write_pooling
 from bert.text.tokenizer import TOKENIZER_FILES, Tokenizer
 from bert.untrusted import read_json
 from bert.weights import (
@@ -66,6 +67,8 @@ class Checkpoint:
         facts: content of ``bert.json``.
         foreign: fields of ``config.json`` that mean nothing here and are kept.
         others: files of the directory that are not carried into another one.
+        pooling: how a text's vector is made, where the directory says so; it is written with a
+            bare encoder only.
     """
 
     model: nn.Module
@@ -76,6 +79,7 @@ class Checkpoint:
     facts: dict[str, Any] = field(default_factory=dict)
     foreign: dict[str, Any] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
+    pooling: Pooling | None = None
 
     @property
     def config(self) -> BertConfig:
@@ -186,7 +190,15 @@ def read_model(
     if not same_head:
         foreign.pop("problem_type", None)
     return Checkpoint(
-        model, kind, family, labels, words, facts, foreign, _others(directory, headers)
+        model,
+        kind,
+        family,
+        labels,
+        words,
+        facts,
+        foreign,
+        _others(directory, headers),
+        read_pooling(directory) if kind == ENCODER else None,
     )
 
 
@@ -230,6 +242,8 @@ def write_model(directory: Path, checkpoint: Checkpoint) -> None:
         log.write_json(stage / CONFIG, stored)
         log.write_json(stage / FACTS, checkpoint.facts)
         write_tensors(stage / WEIGHTS, family.to_disk(state, config, kind))
+        if checkpoint.pooling is not None and kind == ENCODER:
+            write_pooling(stage, checkpoint.pooling, config.hidden_size)
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save(stage)
         if directory.exists():
@@ -271,7 +285,8 @@ def _check_shape(name: str, parts: list[Stored], wanted: list[int], directory: P
 
 def _others(directory: Path, headers: Mapping[str, Stored]) -> list[str]:
     """The files of a directory that mean nothing here; hidden ones do not count."""
-    known = {CONFIG, FACTS, WEIGHTS, INDEX, *TOKENIZER_FILES}
+    known = {CONFIG, FACTS, WEIGHTS, INDEX, *TOKENIZER_FILES, NORMALIZE}
+    known |= {name.split("/")[0] for name in FILES}
     known |= {item.file.name for item in headers.values()}
     return sorted(
         path.name

@@ -85,7 +85,7 @@ def _settings_of(command: str) -> type[Settings] | None:
         from bert.recipes.pretrain import PretrainSettings
 
         return PretrainSettings
-    if command == "finetune":
+    if command in ("finetune", "tune", "compare"):
         from bert.recipes.finetune import FinetuneSettings
 
         return FinetuneSettings
@@ -236,6 +236,7 @@ def finetune(
     task: TaskOption = None,
     text: Text = None,
     label: Label = None,
+    seeds: Annotated[int | None, typer.Option(help="Train from so many seeds.", min=2)] = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -244,6 +245,7 @@ def finetune(
     """Fine-tune on your own labels."""
     from bert.recipes.finetune import FinetuneSettings
     from bert.recipes.finetune import finetune as run
+    from bert.recipes.seeds import finetune_seeds
 
     settings = _settings(
         FinetuneSettings,
@@ -257,7 +259,60 @@ def finetune(
         text=text or None,
         label=label,
     )
-    run(settings, out, resume=resume, overwrite=overwrite)
+    if seeds is not None:
+        finetune_seeds(settings, seeds, out, resume=resume, overwrite=overwrite)
+    else:
+        run(settings, out, resume=resume, overwrite=overwrite)
+
+
+@app.command(cls=CommandWithSettings)
+def tune(
+    train: Annotated[str, typer.Argument(help="File of rows to learn from.")],
+    model: Annotated[str, typer.Option(help="Run folder, model directory or hub id.")],
+    assignments: Assignments = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all; 20 without.", min=1)] = None,
+    minutes: Annotated[float | None, typer.Option(help="Begin no trial after these.")] = None,
+    dev: Annotated[str | None, typer.Option(help="File of rows to choose by.")] = None,
+    test: Annotated[str | None, typer.Option(help="File of rows only to measure on.")] = None,
+    task: TaskOption = None,
+    text: Text = None,
+    label: Label = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    config: ConfigFile = None,
+) -> None:
+    """Search for the rate, batch size and epochs that suit your rows."""
+    from bert.recipes.finetune import FinetuneSettings
+    from bert.recipes.tune import tune as run
+
+    options = {"dev": dev, "test": test, "task": task, "text": text or None, "label": label}
+    settings = _settings(FinetuneSettings, config, assignments, train=train, model=model, **options)
+    run(settings, out, trials=trials, minutes=minutes, resume=resume, overwrite=overwrite)
+
+
+@app.command(cls=CommandWithSettings)
+def compare(
+    train: Annotated[str, typer.Argument(help="File of rows to learn from.")],
+    model: Annotated[str, typer.Option("--models", help="Models, with commas between them.")],
+    assignments: Assignments = None,
+    seeds: Annotated[int, typer.Option(help="Train from so many seeds.", min=1)] = 1,
+    dev: Annotated[str | None, typer.Option(help="File of rows to measure by.")] = None,
+    task: TaskOption = None,
+    text: Text = None,
+    label: Label = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    config: ConfigFile = None,
+) -> None:
+    """Measure models beside simple baselines: quality, time, size, speed."""
+    from bert.recipes.compare import compare as run
+    from bert.recipes.finetune import FinetuneSettings
+
+    options = {"dev": dev, "task": task, "text": text or None, "label": label}
+    settings = _settings(FinetuneSettings, config, assignments, train=train, model=model, **options)
+    run(settings, model.split(","), out, seeds=seeds, resume=resume, overwrite=overwrite)
 
 
 @app.command()
@@ -287,6 +342,47 @@ def predict(
     from bert.recipes.predict import predict_file
 
     predict_file(run, file, out, text or [], overwrite=overwrite)
+
+
+@app.command()
+def embed(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(help="File of rows, or .txt with a text a line.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Vectors: .npy, .parquet or .jsonl.")],
+    text: Text = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a vector for every text of a file."""
+    from bert.recipes.embed import embed_file
+
+    embed_file(run, file, out, text or [], overwrite=overwrite)
+
+
+@app.command()
+def search(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(help="File of rows, or .txt with a text a line.")],
+    query: Annotated[str, typer.Argument(help='Such as "how do I return a parcel?"')],
+    top: Annotated[int, typer.Option(help="Rows to show.", min=1)] = 10,
+    text: Text = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False,
+) -> None:
+    """Find the rows of a file that are nearest in meaning."""
+    from bert.recipes.search import search_file
+
+    search_file(run, file, query, text or [], top, as_json=as_json)
+
+
+@app.command()
+def summarize(
+    run: RunArgument,
+    file: Annotated[str, typer.Argument(help="A text, or - for standard input.")],
+    sentences: Annotated[int, typer.Option(help="Sentences to print.", min=1)] = 3,
+) -> None:
+    """Print the sentences that say most of a text."""
+    from bert.recipes.summarize import summarize_file
+
+    summarize_file(run, file, sentences)
 
 
 @app.command(name="fill-mask")

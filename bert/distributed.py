@@ -6,7 +6,9 @@ with a world of size 1, in which nothing is sent.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bert import log
-from bert.errors import UsageError
+from bert.errors import BertError, UsageError
 
 STRATEGIES = ("ddp", "fsdp")
 # How long a process waits for the others: rank 0 may be reading a corpus.
@@ -82,19 +84,23 @@ _PLAIN = (torch.Tensor, nn.Parameter)
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The world that ``torchrun`` has started, or this process alone.
+    """The world that ``torchrun`` has started, or this process alone; inside a world, that one.
 
     Args:
         device: on which one process would compute; with several GPUs each gets its own.
 
     Raises:
         UsageError: there are more processes on this machine than GPUs.
+        BertError: another process has ended while this one waited for it.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device=device)
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    if dist.is_initialized():
+        yield World(rank, size, torch.device("cuda", local) if device.type == "cuda" else device)
+        return
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
             raise UsageError(
@@ -109,9 +115,39 @@ def joined(device: torch.device) -> Iterator[World]:
     log.speak(rank == 0)
     try:
         yield World(rank, size, device)
-    finally:
+    except BaseException as error:
         log.speak(True)
-        dist.destroy_process_group()
+        _leave_at_once(error)
+        if isinstance(error, RuntimeError) and "gloo/transport" in str(error):
+            raise BertError(
+                f"Another of the {size} processes has ended.",
+                where=f"rank {rank}",
+                fix="see what that one says; --resume goes on from the last checkpoint",
+            ) from error
+        raise
+    log.speak(True)
+    dist.destroy_process_group()
+
+
+_left: list[BaseException] = []
+
+
+def _leave_at_once(error: BaseException) -> None:
+    """See to it that this process, when it has told of an error, ends without more ado.
+
+    A thread of gloo that drops a tensor waits for the interpreter's lock; what drops the group
+    holds that lock and waits for its threads: both for ever. So nothing is dropped. The error
+    holds all that there was in its frames.
+    """
+    _left.append(error)
+    code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(leave)
 
 
 def wrap(module: nn.Module, world: World, strategy: str = "ddp") -> nn.Module:

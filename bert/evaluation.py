@@ -5,61 +5,21 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bert.data.draws import uniform
 from bert.data.rows import Example
-from bert.errors import UsageError
-from bert.predictor import Predictor
 from bert.tasks.task import Answer, Mistake, Tally, Task
 
-ROWS_AT_ONCE = 2048
 MOST_WRONG = 100
 MOST_PARTS = 20  # of the data, for which figures are given one by one
 FEWEST_IN_PART = 20
 # Characters of a row, up to which it is among the short ones of its kind.
 LENGTHS = (50, 200, 1000, 4000)
-
-
-def evaluate(
-    predictor: Predictor, examples: Iterable[Example], out: Path | None = None, by: str = ""
-) -> dict[str, Any]:
-    """The figures of the model's task, as ``measure`` gives them.
-
-    Args:
-        predictor: of a model that was trained for labels.
-        examples: rows with their truth.
-        out: a folder, for what ``measure`` leaves there.
-        by: a column by whose values figures are given too.
-
-    Raises:
-        UsageError: the model's task is not measured on labelled rows.
-        DataError: a row without truth, or with one that the model does not know.
-    """
-    if not predictor.task.primary_metric:
-        raise UsageError(
-            f"A model for {predictor.task.name} cannot be evaluated on labelled rows.",
-            where=str(predictor.directory),
-            fix="fine-tune it first: bert finetune TRAIN --model "
-            + shlex.quote(str(predictor.directory)),
-        )
-    return measure(predictor.task, _answered(predictor, examples), out, by)
-
-
-def _answered(
-    predictor: Predictor, examples: Iterable[Example]
-) -> Iterator[tuple[Example, Answer]]:
-    source = iter(examples)
-    while chunk := list(islice(source, ROWS_AT_ONCE)):
-        for example in chunk:
-            predictor.task.check(example)
-        yield from zip(chunk, predictor([example.texts for example in chunk]), strict=True)
 
 
 def measure(
@@ -99,7 +59,7 @@ def measure(
             parts.add(example, answer)
             if file is not None:
                 line = {"where": example.where, "texts": example.texts, "truth": example.truth}
-                file.write(json.dumps(line | answer, ensure_ascii=False) + "\n")
+                file.write(json.dumps(line | task.written(answer), ensure_ascii=False) + "\n")
             if (mistake := task.mistake(example, answer)) is not None:
                 add = heapq.heappush if len(worst) < MOST_WRONG else heapq.heappushpop
                 add(worst, (mistake.badness, -rows, example, mistake))
@@ -157,7 +117,7 @@ class _Parts:
         }
 
 
-def primary(task: Task, figures: Mapping[str, Any]) -> dict[str, float]:
+def primary(task: Task | type[Task], figures: Mapping[str, Any]) -> dict[str, float]:
     """The figure that models are compared by: {"value", "low", "high"}."""
     found: Any = figures
     for step in task.primary_metric.split("."):

@@ -17,6 +17,7 @@ from typing import Any
 
 from bert import log
 from bert.errors import ModelError
+from bert.pooling import FILES as POOLING_FILES
 from bert.text.tokenizer import TOKENIZER_FILES
 
 CONFIG = "config.json"
@@ -27,6 +28,7 @@ _FILES = {
     "bert.json",
     "model.safetensors.index.json",
     *TOKENIZER_FILES,
+    *POOLING_FILES,
 }
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PICKLES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json")

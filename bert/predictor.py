@@ -32,6 +32,7 @@ TASK_OF_HEAD = {
     "token": "tagging",
     "span": "question_answering",
     "choice": "multiple_choice",
+    "encoder": "embedding",
 }
 # And of a directory whose configuration says what its outputs mean.
 TASK_OF_PROBLEM = {
@@ -49,15 +50,16 @@ class Predictor:
     Args:
         name: a run folder, a model directory or a hub id.
         precision: fp32 gives the same numbers whatever the batch mates.
+        task: another than the model's own, which an encoder does by itself: ``embedding``.
 
     Raises:
         ModelError: there is no model, or it has a head that answers nothing.
     """
 
-    def __init__(self, name: str | Path, precision: str = "fp32") -> None:
+    def __init__(self, name: str | Path, precision: str = "fp32", task: str | None = None) -> None:
         directory = find_model(name)
-        checkpoint = read_model(directory)
-        task = checkpoint.facts.get("task") or _task_of(checkpoint)
+        checkpoint = read_model(directory, kind=load_task(task).kind if task else None)
+        task = task or checkpoint.facts.get("task") or _task_of(checkpoint)
         if task is None:
             raise ModelError(
                 f"This model has no head that answers texts; it is of the kind {checkpoint.kind}.",
@@ -140,7 +142,7 @@ def answers(
             mine = [next(scores) for _ in row.windows]
             yield {
                 **task.decode(text, row, mine),
-                "windows": len(row.windows),
+                "windows": row.pieces,
                 "truncated": row.truncated,
             }
 

@@ -327,12 +327,12 @@ def write_card(path: str | Path, card: Card) -> Path:
         sections += ["## How to call it", _code_block(card.usage.strip("\n"))]
     facts = [(name, fact) for name, fact in card.training_data.items() if fact]
     if facts:
-        sections += ["## Training data", _markdown_table(["fact", "value"], facts)]
+        sections += ["## Training data", markdown_table(["fact", "value"], facts)]
     settings = [
         (name, _setting(value)) for name, value in card.settings.items() if value is not None
     ]
     if settings:
-        sections += ["## Settings", _markdown_table(["setting", "value"], settings)]
+        sections += ["## Settings", markdown_table(["setting", "value"], settings)]
     metrics = [
         (
             name,
@@ -343,10 +343,10 @@ def write_card(path: str | Path, card: Card) -> Path:
         if value is not None and math.isfinite(value)
     ]
     if any(interval for _, _, interval in metrics):
-        sections += ["## Scores", _markdown_table(["score", "value", "95% interval"], metrics)]
+        sections += ["## Scores", markdown_table(["score", "value", "95% interval"], metrics)]
     elif metrics:
         pairs = [(name, value) for name, value, _ in metrics]
-        sections += ["## Scores", _markdown_table(["score", "value"], pairs)]
+        sections += ["## Scores", markdown_table(["score", "value"], pairs)]
     limits = [limit for limit in card.limits if limit.strip()]
     if limits:
         sections += ["## Limits", "\n".join(f"- {_markdown(limit)}" for limit in limits)]
@@ -414,7 +414,8 @@ def _markdown(text: str) -> str:
     return re.sub(r"^(\d*)(?=[-+=.)]+(?:\s|$))", r"\1\\", text)
 
 
-def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, of plain text."""
     lines = [columns, ["---"] * len(columns), *[[_markdown(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

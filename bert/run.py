@@ -20,6 +20,9 @@ from bert.errors import Interrupted, UsageError
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "env.json"
+_PARTIAL = ".partial"  # ends the name of what is not yet written
+# What a run that was killed may have been writing.
+_UNFINISHED = (f"*{_PARTIAL}", ".*.tmp", ".model-*", ".generator-*")
 # What a resumed run may be given anew, because no figure depends on it so far.
 CHANGEABLE = {"checkpoint_minutes"}
 
@@ -59,7 +62,8 @@ def choose_folder(out: Path | None, name: str, *, resume: bool, overwrite: bool)
             where=str(out),
             fix="leave out --resume, or name the run folder: --out RUN",
         )
-    if out.is_dir() and any(out.iterdir()) and not resume and not (overwrite and holds_run):
+    in_use = out.is_dir() and any(not path.name.endswith(_PARTIAL) for path in out.iterdir())
+    if in_use and not resume and not (overwrite and holds_run):
         raise UsageError(
             "The output folder is not empty.",
             where=str(out),
@@ -105,15 +109,26 @@ def open_run(
     out = choose_folder(out, name, resume=resume, overwrite=overwrite)
     if resume:
         _same_run(out, settings, data)
-    elif out.is_dir():
-        for old in out.iterdir():
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        gone = [old for pattern in _UNFINISHED for old in out.glob(pattern)]
+    else:
+        gone = list(out.iterdir()) if out.is_dir() else []
+    # The settings last: without them the folder holds no run, and would be left alone.
+    for old in sorted(gone, key=lambda path: path.name == CONFIG):
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG).write_text(settings.to_yaml(), encoding="utf-8")
-    (out / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
-    log.write_json(out / ENVIRONMENT, {"data": data, **environment()})
+    facts = {"data": data, **environment()}
+    _write(out / CONFIG, settings.to_yaml())
+    _write(out / "command.txt", shlex.join(sys.argv) + "\n")
+    _write(out / ENVIRONMENT, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     log.say(f"Run folder: {out}")
     return out
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all, also where one was: a run may be killed at any time."""
+    stage = path.with_name(path.name + _PARTIAL)
+    stage.write_text(text, encoding="utf-8")
+    stage.replace(path)
 
 
 def _same_run(out: Path, settings: Settings, data: str) -> None:
@@ -127,6 +142,8 @@ def _same_run(out: Path, settings: Settings, data: str) -> None:
             where=str(out / CONFIG),
             fix="repeat the command of command.txt with --resume, or choose another --out",
         )
+    if not (out / ENVIRONMENT).exists() and not (out / "checkpoints").exists():
+        return  # it was killed before it had learnt anything
     try:
         same_data = json.loads((out / ENVIRONMENT).read_text(encoding="utf-8"))["data"] == data
     except (OSError, ValueError, KeyError, TypeError):

@@ -37,10 +37,11 @@ def regular_file(path: Path) -> Path:
         target = path.resolve(strict=True)
     except RuntimeError:  # a link to itself, before Python 3.13
         raise OSError(f"{path.name} is a link to itself") from None
-    repository = directory.parent.parent
     allowed = [directory]
-    if directory.parent.name == "snapshots" and repository.name.startswith("models--"):
-        allowed.append(repository / "blobs")
+    for snapshot in (directory, directory.parent):  # the file may lie in a folder of the snapshot
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+            allowed.append(repository / "blobs")
     if not any(target.is_relative_to(place) for place in allowed):
         raise ModelError(
             f"{path.name} is a link that leads out of the model directory.",

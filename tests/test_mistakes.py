@@ -46,6 +46,10 @@ ROWS = "text,label\n" + "".join(
 )
 CORPUS = "\n\n".join("\n".join(SENTENCES[i:] + SENTENCES[:i]) for i in range(8)) + "\n"
 LONG = "the film of the year " * 300
+PAIRS = "text_a,text_b,label\n" + "".join(
+    f"{text} {i},{text},{label}\n"
+    for i, (text, label) in enumerate([("fine", "good"), ("dull", "bad")] * 4 + [(LONG, "bad")] * 2)
+)
 
 
 @dataclass
@@ -428,9 +432,8 @@ RUNS = [
     Mistake("checkpoint-damaged", "finetune RUN --resume", 0, "damaged checkpoint", "bad/checkp",
             None, notice=True, writes="bad/.*",
             prepare=copied("run", lambda folder: cut_in_half(checkpoints(folder)[-1] / "tensors"))),
-    Mistake("long-text-finetune", finetune("a.csv"), 0, "2 texts are longer than 512 tokens",
-            None, "split the texts", {"a.csv": ROWS + f"{LONG}a,good\n{LONG}b,bad\n{LONG},bad\n"},
-            notice=True, writes="run"),
+    Mistake("long-pairs-finetune", finetune("a.csv"), 0, "2 pairs both texts are long", None,
+            "shorten the texts", {"a.csv": PAIRS}, notice=True, writes="run"),
 ]  # fmt: skip
 
 MODELS = [
@@ -487,10 +490,6 @@ MODELS = [
 ANSWERS = [
     Mistake("no-mask", "fill-mask w/pretrained 'The film is warm.'", 3, r"no \[MASK\]", "text",
             r"write \[MASK\]"),
-    Mistake("long-text-fill-mask", f"fill-mask w/pretrained 'The [MASK] is {LONG}'", 0,
-            "longer than 512 tokens", None, "shorten", notice=True),
-    Mistake("mask-cut-off", f"fill-mask w/pretrained '{LONG} [MASK]'", 3,
-            "in its first 512 tokens", "text", "write"),
     Mistake("no-words-of-a-classifier", "fill-mask w/classifier 'The [MASK].'", 2,
             "guesses no words", "w/classifier", "pretrained model"),
     Mistake("evaluate-pretrained", "evaluate w/pretrained w/rows.csv", 2, "cannot be evaluated",
@@ -532,9 +531,6 @@ ANSWERS = [
             {"a.csv": "text_a,text_b,label\na,b,good\n"}),
     Mistake("predict-pretrained", "predict w/pretrained w/rows.csv -o out.jsonl", 3,
             r"no \[MASK\]", "w/rows.csv:2", r"\[MASK\]"),
-    Mistake("long-text-predict", "predict w/classifier a.csv -o out.jsonl", 0,
-            "1 of 2 texts are longer than 512 tokens", "a.csv", "truncated",
-            {"a.csv": f"text\nfine\n{LONG}\n"}, notice=True, writes="out.jsonl"),
     Mistake("serve-nothing", "serve", 2, "Missing argument 'RUN'", None, "bert serve --help"),
     Mistake("serve-no-model", "serve ./no --port 0", 4, "no such model", "no", "run folder"),
     Mistake("serve-everyone", "serve w/classifier --host 0.0.0.0 --port 0", 2,
@@ -745,15 +741,42 @@ def test_interrupted_training_can_go_on(here: Path, number: int, code: int) -> N
     assert not list((here / "run").rglob("*.partial"))
 
 
-def test_interrupted_prediction_leaves_nothing(here: Path) -> None:
-    (here / "many.csv").write_text("text\n" + "the best film of the year\n" * 200_000, "utf-8")
-    with start("predict", "w/classifier", "many.csv", "-o", "out.jsonl") as process:
-        wait_for(lambda: list(here.glob(".out.jsonl-*")), process)
+def test_interrupted_prediction_goes_on(here: Path) -> None:
+    texts = [f"the {word} film of {i} years" for i in range(6000) for word in ("best", "dull")]
+    (here / "many.csv").write_text("text\n" + "\n".join(texts) + "\n", "utf-8")
+    command = ("predict", "w/classifier", "many.csv", "-o", "out.jsonl")
+    part = here / ".out.jsonl.part"
+    with start(*command) as process:
+        wait_for(lambda: part.exists() and part.stat().st_size > 0, process)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 143, said
     one_screen(said)
-    assert sorted(path.name for path in here.iterdir()) == ["many.csv", "w"]
+    kept = part.read_bytes()
+    assert not (here / "out.jsonl").exists()
+    with part.open("ab") as file:
+        file.write(b'{"label": "go')  # as a kill leaves it
+    with start(*command) as process:
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, said
+    assert re.search(r"Going on after [\d,]+ rows", said)
+    assert sorted(path.name for path in here.iterdir()) == ["many.csv", "out.jsonl", "w"]
+    with start("predict", "w/classifier", "many.csv", "-o", "again.jsonl") as process:
+        process.communicate(timeout=120)
+    whole = (here / "again.jsonl").read_bytes()
+    assert (here / "out.jsonl").read_bytes() == whole
+    assert whole.startswith(kept[: kept.rindex(b"\n") + 1])
+    assert whole.count(b"\n") == len(texts)
+
+
+def test_kept_answers_of_other_rows_are_not_used(here: Path) -> None:
+    (here / "a.csv").write_text("text\nfine\n", "utf-8")
+    (here / ".out.jsonl.part").write_text('{"label": "x"}\n' * 2048, "utf-8")
+    (here / ".out.jsonl.part.key").write_text("of another file", "utf-8")
+    with start("predict", "w/classifier", "a.csv", "-o", "out.jsonl") as process:
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert len((here / "out.jsonl").read_text("utf-8").splitlines()) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")

@@ -69,11 +69,14 @@ def step_samples(
 ) -> tuple[int, Ints]:
     """Which samples optimiser step ``step`` (from 0) trains on: (epoch, sample numbers).
 
-    Every epoch takes each of ``count`` samples once, in an order of its own. Its last batch
-    may be smaller; with ``full`` what is left at an epoch's end is left out, unless there is
-    no full batch at all.
+    Every epoch takes each of ``count`` samples once, in an order of its own. Its batches are
+    as equal as they can be, so that no step goes by a few samples that happened to be left;
+    with ``full`` they have exactly ``batch_size`` and what is left at an epoch's end is left
+    out, unless there is no full batch at all.
     """
     steps = max(count // batch_size, 1) if full else -(-count // batch_size)
     epoch, index = divmod(step, steps)
     order = permutation(count, seed, epoch)
-    return epoch, order[index * batch_size : (index + 1) * batch_size]
+    if full:
+        return epoch, order[index * batch_size : (index + 1) * batch_size]
+    return epoch, order[index * count // steps : (index + 1) * count // steps]

@@ -30,7 +30,7 @@ SAMPLES = 1000
 CONFIDENCE = 0.95
 Quality = dict[str, float]
 # 2 ** 16 numbers as often 0, 1, 2 ... as a Poisson variable of mean 1: looking one up at a
-# random place is twenty times faster than drawing it.
+# random place is ten times faster than drawing it.
 POISSON = np.repeat(
     np.arange(9),
     np.diff(

@@ -36,7 +36,7 @@ class LabelCounts:
     def add(self, counts: NDArray[Any]) -> None:
         """Add rows [n, L, 3]: the hits, truths and guesses of each label in each."""
         self.rows += len(counts)
-        self._sums.add(counts.reshape(len(counts), -1))  # [n, L * 3]
+        self._sums.add(counts.reshape(len(counts), 3 * counts.shape[1]))  # [n, L * 3]
 
     def figures(self) -> dict[str, Any]:
         """``rows``; ``micro``, ``macro`` and, by name, ``per_label`` (with ``support``).
@@ -118,7 +118,7 @@ class MultilabelTally:
 
 def _scores(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Micro, macro and each label's scores of counts [s, L * 3]: [2 + L, s, 3], NaN undefined."""
-    table = counts.reshape(len(counts), -1, 3)  # [s, L, 3]
+    table = counts.reshape(len(counts), counts.shape[1] // 3, 3)  # [s, L, 3]
     table = np.concatenate([table.sum(axis=1, keepdims=True), table], axis=1)  # micro first
     hits, truths, guesses = np.moveaxis(table, -1, 0)  # each [s, 1 + L]
     with np.errstate(invalid="ignore", divide="ignore"):

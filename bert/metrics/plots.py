@@ -72,14 +72,16 @@ def curves(
     title: str,
     x_label: str,
     y_label: str,
+    mark: float | None = None,
 ) -> Path:
-    """Lines over a common axis, such as losses over steps.
+    """Lines over a common axis, such as losses over steps or precision over thresholds.
 
     Args:
         path: the PNG file to write.
         series: name to (x, y), equally long. Empty series are left out; a y that is not
             finite leaves a gap; a point without neighbours is drawn as a dot.
         title, x_label, y_label: with units.
+        mark: an x, such as the threshold chosen, drawn as an upright line.
 
     Returns:
         The path.
@@ -116,6 +118,9 @@ def curves(
         names.append(words.label(name, number))
     axes.ticklabel_format(useOffset=False, scilimits=(-4, 7))
     axes.grid(alpha=0.3)
+    if lines and mark is not None:
+        lines.append(axes.axvline(mark, color=GREY, linewidth=1.5, linestyle="--"))
+        names.append(words.text(f"{x_label} {mark:.4g}"))
     if lines:
         # Below the picture it can hide no line. The names are set afterwards, because a
         # legend leaves out those that begin with an underscore.
@@ -284,6 +289,138 @@ def intervals(
     axes.grid(axis="x", alpha=0.3)
     axes.tick_params(axis="y", length=0)
     return _finish(figure, axes, words, path, title, f"{x_label}, with 95% interval", "")
+
+
+def reliability(path: str | Path, table: Sequence[Mapping[str, Any]], *, title: str) -> Path:
+    """How often answers are right against how sure the model was; on the diagonal is good.
+
+    Grey bars are the share of all rows with that confidence.
+
+    Args:
+        path: the PNG file to write.
+        table: ``reliability`` of ``CalibrationTally.figures()``.
+        title: of the picture.
+
+    Returns:
+        The path.
+    """
+    figure, axes = _figure(5.6, 5.6)
+    words = _Words(title)
+    if table:
+        rows = sum(row["rows"] for row in table)
+        shares = [row["rows"] / rows for row in table]
+        widths = [row["high"] - row["low"] for row in table]
+        bars: Any = axes.bar(
+            [row["low"] for row in table], shares, widths, align="edge", color="#D0D0D0", ec="white"
+        )
+        (perfect,) = axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
+        sure = [row["confidence"] for row in table]
+        low, value, high = (
+            [row["accuracy"][name] for row in table] for name in ("low", "value", "high")
+        )
+        axes.vlines(sure, low, high, color=COLOURS[0], linewidth=2, alpha=0.6)
+        (dots,) = axes.plot(sure, value, "o-", color=COLOURS[0], linewidth=1.8)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        figure.legend(
+            [dots, perfect, bars],
+            ["right, with 95% interval", "perfect", "share of rows"],
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+        )
+    else:
+        _nothing(axes)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return _finish(figure, axes, words, path, title, "confidence", "share right")
+
+
+def abstain(path: str | Path, table: Sequence[Mapping[str, Any]], *, title: str) -> Path:
+    """Accuracy where the model answers only the rows that it is surest of.
+
+    Args:
+        path: the PNG file to write.
+        table: ``abstain`` of ``CalibrationTally.figures()``.
+        title: of the picture.
+
+    Returns:
+        The path.
+    """
+    figure, axes = _figure(6.5, 4.5)
+    words = _Words(title)
+    covered = [row["coverage"] for row in table]
+    low, value, high = (
+        [row["accuracy"][name] for row in table] for name in ("low", "value", "high")
+    )
+    if table:
+        band = axes.fill_between(covered, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+        (line,) = axes.plot(covered, value, "o-", color=COLOURS[0], linewidth=1.8, markersize=4)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(min(low) - 0.03 * (1 - min(low)), 1 + 0.03 * (1 - min(low)))
+        figure.legend(
+            [line, band],
+            ["accuracy", "95% interval"],
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+        )
+    else:
+        _nothing(axes)
+    axes.grid(alpha=0.3)
+    return _finish(
+        figure, axes, words, path, title, "share of rows answered, the surest first", "accuracy"
+    )
+
+
+def scatter(
+    path: str | Path, truth: ArrayLike, predicted: ArrayLike, *, title: str, label: str
+) -> Path:
+    """Predicted against true numbers; on the diagonal is right.
+
+    Above 2,000 rows colour tells how many lie in one place.
+
+    Args:
+        path: the PNG file to write.
+        truth, predicted: numbers [n]; rows that are not finite are left out.
+        title: of the picture.
+        label: what the numbers are, with units.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: lengths that differ.
+    """
+    true, said = np.asarray(truth, dtype=float).ravel(), np.asarray(predicted, dtype=float).ravel()
+    if true.size != said.size:
+        raise DataError(
+            f"{true.size} true numbers, but {said.size} predicted ones.",
+            fix="Give both for the same rows.",
+        )
+    finite = np.isfinite(true) & np.isfinite(said)
+    true, said = true[finite], said[finite]
+    figure, axes = _figure(5.8, 5.4)
+    words = _Words(title, label)
+    if true.size:
+        low, high = min(true.min(), said.min()), max(true.max(), said.max())
+        margin = 0.03 * (high - low) or 0.5
+        ends = (low - margin, high + margin)
+        axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1.2)
+        if true.size > 2000:
+            cloud = axes.hexbin(
+                true, said, gridsize=50, bins="log", cmap="Blues", mincnt=1, extent=(*ends, *ends)
+            )
+            figure.colorbar(cloud, ax=axes, shrink=0.8, aspect=30).set_label("rows")
+        else:
+            alpha = 0.35 if true.size > 200 else 0.7
+            axes.plot(true, said, "o", color=COLOURS[0], alpha=alpha, markersize=5, mew=0)
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
+        axes.ticklabel_format(useOffset=False, scilimits=(-4, 7))
+    else:
+        _nothing(axes)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return _finish(figure, axes, words, path, title, f"true {label}", f"predicted {label}")
 
 
 class _Words:

@@ -242,8 +242,8 @@ class LinearHead(Head):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         self._initialize(self.classifier, *([self.transform] if self.transform else []))
 
-    def logits(self, tokens: Tokens) -> Tensor:
-        """[T] -> [T, L], or [B, L] where there is one output a sequence."""
+    def features(self, tokens: Tokens) -> Tensor:
+        """What the linear map is given: [T] -> [T, H], or [B, H]."""
         hidden = self.bert.encode(tokens)
         if not self.padded:
             own = self.transform is not None  # which takes the place of the encoder's pooler
@@ -251,7 +251,11 @@ class LinearHead(Head):
             hidden = pick(hidden, tokens)
         if self.transform is not None:
             hidden = self.transform(hidden)
-        logits: Tensor = self.classifier(self.dropout(hidden))
+        return hidden
+
+    def logits(self, tokens: Tokens) -> Tensor:
+        """[T] -> [T, L], or [B, L] where there is one output a sequence."""
+        logits: Tensor = self.classifier(self.dropout(self.features(tokens)))
         return logits
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bert.data.rows import LABEL_COLUMN, training_examples
+from bert.data.rows import training_examples
 from bert.errors import UsageError
 from bert.tasks.task import load_task
 
@@ -30,7 +30,8 @@ def check_file(
     )
     kind.labels_of(examples, str(file))
     columns = kind.text_columns(file, text)
-    summary = {"text": list(columns), "label": label or LABEL_COLUMN, **report.summary()}
+    label = kind.label_column(file, label) if columns else label
+    summary = {"text": list(columns), "label": label, **report.summary()}
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
         return

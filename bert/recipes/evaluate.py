@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert.evaluation import evaluate, scores
+from bert.bulk import kept_answers
+from bert.cache import cache_directory, key_of
+from bert.data.rows import Example
+from bert.errors import UsageError
+from bert.evaluation import measure, scores
 from bert.predictor import Predictor
 from bert.recipes.predict import text_columns
+from bert.tasks.task import Task
 
 
 def evaluate_file(
@@ -17,23 +23,43 @@ def evaluate_file(
 ) -> dict[str, Any]:
     """Measure and print.
 
-    Columns that are not named are those the model was fine-tuned on.
+    Columns that are not named are those the model was fine-tuned on. If the command is
+    interrupted, the same command goes on from there.
 
     Raises:
         ModelError, DataError, UsageError: as their names say.
     """
     predictor = Predictor(name)
-    if predictor.task.primary_metric:  # else ``evaluate`` tells what is wrong
-        text = text_columns(predictor, file, text)
+    task = predictor.task
+    if not task.primary_metric:
+        raise UsageError(
+            f"A model for {task.name} cannot be evaluated on labelled rows.",
+            where=str(predictor.directory),
+            fix="fine-tune it first: bert finetune TRAIN --model "
+            + shlex.quote(str(predictor.directory)),
+        )
+    text = text_columns(predictor, file, text)
     label = label or predictor.facts.get("label_column")
-    examples = predictor.task.read(file, text, label, labelled=True)
-    figures = evaluate(predictor, examples, by=by)
+    examples = _checked(task, task.read(file, text, label, labelled=True))
+    folder = cache_directory() / "answers"
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = [list(text), label]
+    part = folder / key_of(str(predictor.directory), str(file.resolve()), columns)
+    with kept_answers(predictor, file, examples, part, columns) as kept:
+        figures = measure(task, kept.answered, by=by)
     del figures["most_wrong"]
     if as_json:
         print(json.dumps(figures, ensure_ascii=False))
     else:
         _print(figures)
     return figures
+
+
+def _checked(task: Task, examples: Iterable[Example]) -> Iterator[Example]:
+    """Rows on which the model can be measured."""
+    for example in examples:
+        task.check(example)
+        yield example
 
 
 def _print(figures: dict[str, Any]) -> None:

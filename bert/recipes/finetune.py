@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,14 +24,15 @@ from bert.data.rows import (
     training_examples,
 )
 from bert.distributed import World, joined, wrap
-from bert.evaluation import calibrated, evaluate, measure, primary
+from bert.errors import UsageError
+from bert.evaluation import calibrated, measure, primary
 from bert.hub import find_model
 from bert.model.precision import default_device, resolve_precision
 from bert.predictor import Predictor, answers
 from bert.recipes.reporting import finetuning_report
 from bert.run import choose_folder, open_run, resumable
 from bert.tasks.task import Sample, Task, load_task
-from bert.text.corpus import content_hash
+from bert.text.corpus import hash_of_files
 from bert.training.loop import LoopSettings, Step, train
 from bert.training.optim import Budget, build_optimizer
 from bert.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -42,6 +42,7 @@ MOST_EVALUATED = 2000
 # How often a run that learnt nothing is started again (Mosbach et al. 2021: such runs lose
 # their gradient early on, which a longer warm-up helps).
 RESTARTS = 2
+FEWEST_TO_JUDGE = 20  # held-out rows; fewer may well have one answer
 SPLIT_SEED = 1  # the same rows are held out whatever the seed of the training
 
 
@@ -84,7 +85,10 @@ class FinetuneSettings(Settings):
     @classmethod
     def of(cls, values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Self:
         """Settings from values, among which may be those of the task."""
-        task = load_task(str(values.get("task") or cls.model_fields["task"].default))
+        try:
+            task = load_task(str(values.get("task") or cls.model_fields["task"].default))
+        except UsageError as error:
+            raise UsageError(error.what, where=(places or {}).get("task"), fix=error.fix) from None
         return cast(Self, super(FinetuneSettings, _with(task.Options)).of(values, places))
 
     def options(self, kind: type[Settings]) -> Settings:
@@ -113,11 +117,23 @@ class Rows:
 
 @resumable()
 def finetune(
-    settings: FinetuneSettings, out: Path | None, *, resume: bool = False, overwrite: bool = False
+    settings: FinetuneSettings,
+    out: Path | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    restarts: int = RESTARTS,
 ) -> Path:
     """Fine-tune a model on rows with answers and leave a run folder.
 
     Started by ``torchrun``, the processes train as one.
+
+    Args:
+        settings: of the run.
+        out: the run folder, or None for the first free ``runs/finetune-N``.
+        resume: go on in a folder that holds the same run.
+        overwrite: empty the folder first, if it is a run folder.
+        restarts: how often a run that learnt nothing is started again.
 
     Returns:
         The run folder; ``model/`` in it is the model.
@@ -127,11 +143,17 @@ def finetune(
         Interrupted: the checkpoint is saved, ``resume`` goes on from it.
     """
     with joined(default_device()) as world:
-        return _finetune(settings, out, world, resume=resume, overwrite=overwrite)
+        return _finetune(settings, out, world, restarts, resume=resume, overwrite=overwrite)
 
 
 def _finetune(
-    settings: FinetuneSettings, out: Path | None, world: World, *, resume: bool, overwrite: bool
+    settings: FinetuneSettings,
+    out: Path | None,
+    world: World,
+    restarts: int,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> Path:
     kind = load_task(settings.task)
     folder: Path = world.told(
@@ -152,14 +174,15 @@ def _finetune(
     torch.use_deterministic_algorithms(settings.deterministic)
     samples = task.samples(rows.train)
     lengths = [sample.encoded.tokens for sample in samples]
-    facts = {**rows.facts, "tokens": _token_facts(samples, lengths, task.max_length)}
+    tokens = _token_facts(samples, lengths, task.max_length)
+    facts = {**rows.facts, **task.remarks, "tokens": tokens}
     if world.first:
         log.write_json(run / "data_report.json", facts)
     _tell(facts)
 
     metrics = log.MetricsFile(run / "metrics.jsonl")
-    while not (learnt := _fit(settings, attempt, checkpoint, samples, task, rows, run, metrics,
-                              world, resume=resume)) and attempt < RESTARTS:  # fmt: skip
+    while not (state := _fit(settings, attempt, checkpoint, samples, task, rows, run, metrics,
+                             world, resume=resume)).learnt and attempt < restarts:  # fmt: skip
         attempt += 1
         resume = False
         log.notice(
@@ -174,9 +197,11 @@ def _finetune(
         **_measured(run, settings, rows),
         "evaluations": settings.evaluations,
         "restarts": attempt,
-        "learnt": learnt,
+        "learnt": state.learnt,
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
     }
-    if not learnt:
+    if not state.learnt:
         log.notice(
             f"The model has learnt nothing in {attempt + 1} attempts; the figures are those of "
             "one constant answer.",
@@ -194,6 +219,11 @@ def _finetune(
     return run
 
 
+def usual_rate(hidden_size: int) -> float:
+    """The peak learning rate where none is given: that of Devlin et al. 2018, more if narrow."""
+    return 5e-5 * max(1.0, 768 / hidden_size)
+
+
 def read_rows(settings: FinetuneSettings, kind: type[Task]) -> Rows:
     """The rows of all files, and those held out where no file has them.
 
@@ -201,8 +231,11 @@ def read_rows(settings: FinetuneSettings, kind: type[Task]) -> Rows:
         DataError: a file cannot be read, or has nothing to learn from.
     """
 
+    # The columns of the training file are wanted of the others too.
+    text = kind.text_columns(Path(settings.train), settings.text)
+
     def of(file: str) -> tuple[list[Example], DataReport]:
-        examples = kind.read(Path(file), settings.text, settings.label, labelled=True)
+        examples = kind.read(Path(file), text, settings.label, labelled=True)
         return training_examples(examples, kind.names, file)
 
     examples, report = of(settings.train)
@@ -224,7 +257,7 @@ def read_rows(settings: FinetuneSettings, kind: type[Task]) -> Rows:
         "held_out_also_in_train": sum(fingerprint(example) in seen for example in held_out),
     }
     files = [Path(file) for file in (settings.train, settings.dev, settings.test) if file]
-    return Rows(examples, held_out, test, facts, content_hash(files))
+    return Rows(examples, held_out, test, facts, hash_of_files(files))
 
 
 def _begin(
@@ -243,7 +276,8 @@ def _begin(
         update={
             "precision": resolve_precision(settings.precision, world.device),
             "max_length": min(settings.max_length or config.longest_text, config.longest_text),
-            "learning_rate": settings.learning_rate or 5e-5 * max(1.0, 768 / config.hidden_size),
+            "learning_rate": settings.learning_rate
+            or kind.rate_share * usual_rate(config.hidden_size),
             "evaluations": settings.evaluations or settings.epochs,
             "text": list(kind.text_columns(Path(settings.train), settings.text)),
         }
@@ -279,15 +313,25 @@ def _fit(
     world: World,
     *,
     resume: bool,
-) -> bool:
+) -> TrainingState:
     """Train once, and leave the best model of all evaluations in ``model/``.
 
     Returns:
-        Whether that model answers different rows differently.
+        Where training ended; ``learnt`` tells whether that model answers different rows
+        differently.
+
+    Raises:
+        UsageError: there are more processes than rows in a step.
     """
     assert settings.learning_rate is not None
     assert settings.evaluations is not None
     model = checkpoint.model
+    steps = -(-len(samples) // settings.batch_size)  # of an epoch
+    if len(samples) // steps < world.size:
+        raise UsageError(
+            f"There are {world.size} processes, but a step has only {len(samples) // steps} rows.",
+            fix="start fewer processes, or raise batch_size",
+        )
     optimizer = build_optimizer(
         model,
         "adamw",
@@ -302,9 +346,8 @@ def _fit(
     if resume and (latest := latest_checkpoint(folder)):
         state = load_checkpoint(latest, model, optimizer)
         log.say(f"Going on from step {state.step:,}.")
-    elif world.first:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    elif attempt and world.first:
+        folder.mkdir(parents=True, exist_ok=True)
     metrics.keep_until(state.step)
     watched = rows.held_out[:: -(-len(rows.held_out) // MOST_EVALUATED)]
 
@@ -313,24 +356,32 @@ def _fit(
         seed = _seed(settings, attempt)
         epoch, chosen = step_samples(step, len(samples), settings.batch_size, seed)
         tokens = sum(samples[i].encoded.tokens for i in chosen)
-        parts = min(-(-tokens // (settings.micro_batch_tokens * world.size)), len(chosen))
+        parts = -(-tokens // (settings.micro_batch_tokens * world.size))
+        parts = 1 if task.whole_batches else parts
         return [
             task.batch([samples[i] for i in part], part, epoch, seed)
-            for part in np.array_split(world.share(chosen), max(parts, 1))
+            # Equally many in every process, and a row in each.
+            for part in np.array_split(world.share(chosen), min(parts, len(chosen) // world.size))
         ]
 
     def evaluation() -> dict[str, float]:
+        task.settle(model, world.device)
         texts = [example.texts for example in watched]
         given = list(answers(task, model, texts, settings.precision, world.device))
-        figures = measure(task, zip(watched, given, strict=True))
+        # As it would be used: with temperature and thresholds.
+        figures = measure(task, zip(watched, calibrated(task, watched, given)[1], strict=True))
         score = primary(task, figures)["value"]
         better = score if task.greater_is_better else -score
         state.stale += 1
         if state.best is None or better > state.best:
-            state.best, state.stale = better, 0
-            state.learnt = not task.constant(given)
+            state.stale = 0
+        # Of equal ones the later is kept, which has learnt from more.
+        if state.best is None or better >= state.best:
+            state.best = better
+            state.learnt = len(given) < FEWEST_TO_JUDGE or not task.constant(given)
             if world.first:
-                write_model(run / "model", checkpoint)
+                with task.published(model):
+                    write_model(run / "model", checkpoint)
         return {f"held_out_{task.primary_metric}": score}
 
     train(
@@ -338,7 +389,7 @@ def _fit(
         task,
         batches,
         optimizer,
-        Budget(steps=settings.epochs * -(-len(samples) // settings.batch_size)),
+        Budget(steps=settings.epochs * steps),
         LoopSettings(
             learning_rate=settings.learning_rate,
             warmup=min(settings.warmup * 2**attempt, 0.5),
@@ -358,7 +409,7 @@ def _fit(
         world=world,
         label="Fine-tuning",
     )
-    return state.learnt
+    return state
 
 
 def _measured(run: Path, settings: FinetuneSettings, rows: Rows) -> dict[str, Any]:
@@ -371,8 +422,13 @@ def _measured(run: Path, settings: FinetuneSettings, rows: Rows) -> dict[str, An
     if calibration:
         log.write_json(run / "model" / FACTS, {**predictor.facts, "calibration": calibration})
     figures = measure(task, zip(rows.held_out, decided, strict=True), run, settings.slices)
+    if calibration:
+        figures["calibration"] = calibration
     if rows.test:
-        figures["test"] = evaluate(Predictor(run / "model"), rows.test, by=settings.slices)
+        last = Predictor(run / "model")  # with its calibration
+        given = last([example.texts for example in rows.test])
+        answered = zip(rows.test, given, strict=True)
+        figures["test"] = measure(last.task, answered, by=settings.slices)
         del figures["test"]["most_wrong"]
     return figures
 
@@ -382,7 +438,7 @@ def _seed(settings: FinetuneSettings, attempt: int) -> int:
 
 
 def _attempt_folder(run: Path, attempt: int) -> Path:
-    return run / "checkpoints" / f"attempt-{attempt + 1}"
+    return run / "checkpoints" / f"restart-{attempt}" if attempt else run / "checkpoints"
 
 
 def _last_attempt(run: Path) -> int:
@@ -398,7 +454,7 @@ def _token_facts(
         "95%": float(np.percentile(lengths, 95)),
         "longest": max(lengths),
         "limit": limit,
-        "in_windows": sum(len(sample.encoded.windows) > 1 for sample in samples),
+        "in_windows": sum(sample.encoded.pieces > 1 for sample in samples),
         "truncated": sum(sample.encoded.truncated for sample in samples),
     }
 

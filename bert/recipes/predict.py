@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import tempfile
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from bert import log
-from bert.data.rows import Example
+from bert.bulk import kept_answers
 from bert.errors import DataError, UsageError
-from bert.predictor import TEXTS_AT_ONCE, Predictor
+from bert.predictor import Predictor
+
+ROWS_TOLD = 256  # rows between two looks at the progress bar
 
 
 def predict_file(name: str, file: Path, out: Path, text: Sequence[str], *, overwrite: bool) -> int:
     """Write one answer a row, in order, with memory flat in the number of rows.
 
-    The file appears whole: it is written beside its place and moved there at the end.
+    The file appears whole: answers are kept beside its place and moved there at the end. If the
+    command is interrupted, the same command goes on from there.
 
     Returns:
         How many rows there were.
 
     Raises:
         ModelError, DataError, UsageError: as their names say.
+    """
+    check_output(file, out, overwrite=overwrite)
+    predictor = Predictor(name)
+    text = text_columns(predictor, file, text)
+    source = predictor.task.read(file, text, None, labelled=False)
+    target = out.resolve()  # a link stays, what it leads to is replaced
+    part = target.with_name(f".{target.name}.part")
+    count = truncated = 0
+    with (
+        log.Progress("Rows") as progress,
+        kept_answers(predictor, file, source, part, list(text)) as kept,
+    ):
+        for _, answer in kept.answered:
+            truncated += answer["truncated"]
+            count += 1
+            if count % ROWS_TOLD == 0:
+                progress.update(count, f"{count:,}")
+        part.replace(target)
+    if truncated:
+        log.notice(
+            f"Of {truncated:,} of {count:,} rows both texts are longer than the "
+            f"{predictor.max_length} tokens that the model takes; it did not see all of one.",
+            where=str(file),
+            fix='the rows with "truncated": true',
+        )
+    log.say(f"{count:,} answers in {out}")
+    return count
+
+
+def check_output(file: Path, out: Path, *, overwrite: bool) -> None:
+    """Make sure that a file may be made, from another one, before anything is computed.
+
+    Raises:
+        UsageError: it is there, is no file or the one that is read, or has no folder.
     """
     # A device or pipe would be replaced by the file that is moved there.
     if out.exists() and not out.is_file():
@@ -44,31 +77,6 @@ def predict_file(name: str, file: Path, out: Path, text: Sequence[str], *, overw
             where=str(out.parent),
             fix=f"mkdir -p {shlex.quote(str(out.parent))}",
         )
-    predictor = Predictor(name)
-    source = predictor.task.read(file, text_columns(predictor, file, text), None, labelled=False)
-    count = truncated = 0
-    target = out.resolve()  # a link stays, what it leads to is replaced
-    handle, stage = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as answers, log.Progress("Rows") as progress:
-            while chunk := list(islice(source, TEXTS_AT_ONCE)):
-                for answer in _answers(predictor, chunk):
-                    answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
-                    truncated += answer["truncated"]
-                count += len(chunk)
-                progress.update(count, f"{count:,}")
-        Path(stage).replace(target)
-    finally:
-        Path(stage).unlink(missing_ok=True)
-    if truncated:
-        log.notice(
-            f"Of {truncated:,} of {count:,} rows both texts are longer than the "
-            f"{predictor.max_length} tokens that the model takes; it did not see all of one.",
-            where=str(file),
-            fix='the rows with "truncated": true',
-        )
-    log.say(f"{count:,} answers in {out}")
-    return count
 
 
 def text_columns(predictor: Predictor, file: Path, text: Sequence[str]) -> tuple[str, ...]:
@@ -81,7 +89,7 @@ def text_columns(predictor: Predictor, file: Path, text: Sequence[str]) -> tuple
     chosen = predictor.task.text_columns(file, text)
     if len(chosen) == 2 and not predictor.facts:
         predictor.take_pairs()  # a model of others does not say what it was trained on
-    if chosen and len(chosen) != predictor.texts_per_row:
+    if chosen and not predictor.task.takes(len(chosen)):
         pair = predictor.texts_per_row == 2
         raise DataError(
             f"The model takes {'a pair of texts' if pair else 'one text'} a row, not the columns "
@@ -90,17 +98,6 @@ def text_columns(predictor: Predictor, file: Path, text: Sequence[str]) -> tuple
             fix="--text COLUMN --text COLUMN" if pair else "name one column: --text COLUMN",
         )
     return chosen
-
-
-def _answers(predictor: Predictor, chunk: Sequence[Example]) -> list[dict[str, Any]]:
-    try:
-        return predictor([example.texts for example in chunk])
-    except DataError as error:
-        # The predictor counts texts from the start of the chunk; a person counts rows.
-        number = (error.where or "").removeprefix("text ")
-        if number.isdecimal():
-            error.where = chunk[int(number) - 1].where
-        raise
 
 
 def fill_masks(name: str, text: str, *, as_json: bool) -> None:

@@ -179,7 +179,7 @@ def finetuning_report(
         + (f" with {len(task.labels)} labels: {', '.join(task.labels[:20])}" if labels else "")
         + ".",
         library="bertsmith",
-        usage=f'import bert\n\nbert.Predictor("{run}/model")([{_example(task)}])',
+        usage=f'import bert\n\nbert.Predictor("{run}/model")([{example_row(task)}])',
         base_model=str(getattr(settings, "model", "")) or None,
         training_data={
             "rows trained on": f"{facts['rows_to_train_on']:,}",
@@ -194,7 +194,7 @@ def finetuning_report(
     write_card(run / "README.md", card)
 
 
-def _example(task: Task) -> str:
+def example_row(task: Task) -> str:
     """A row as one writes it in Python."""
     return repr("...") if task.texts_per_row == 1 else repr(("...",) * task.texts_per_row)
 

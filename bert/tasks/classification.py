@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,19 +10,39 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from pydantic import Field
 from torch import Tensor, nn
 
+from bert.checkpoint import Checkpoint
 from bert.config import Settings
-from bert.data.batches import Batch, Numbers
+from bert.data.batches import Batch, Ints, Numbers
 from bert.data.rows import Example, sorted_labels
-from bert.errors import DataError
+from bert.errors import DataError, ModelError
 from bert.metrics import plots
+from bert.metrics.calibrate import CalibrationTally, fit_temperature
 from bert.metrics.classify import metrics_of_confusion
-from bert.tasks.task import Answer, Mistake, Sample, Targets, Task, row_logits
+from bert.tasks.task import (
+    Answer,
+    Mistake,
+    Sample,
+    Targets,
+    Task,
+    row_logits,
+)
 from bert.text.tokenizer import Texts
 from bert.text.windows import Windowed
 from bert.training.loop import Outcome
+
+# Held-out rows below which nothing is calibrated.
+FEWEST_TO_CALIBRATE = 100
+# Rows that are counted at once: numpy is slow for one.
+ROWS_AT_ONCE = 512
+# Probabilities count as this at least where their logarithm is needed.
+TINY = 1e-300
+# One label for all rows is no sign of failure where the model is so sure of it on average, and
+# the logits of rows have so great a standard deviation.
+SURE, SPREAD = 0.9, 0.5
 
 
 class ClassificationOptions(Settings):
@@ -30,6 +50,9 @@ class ClassificationOptions(Settings):
 
     Args:
         class_weights: ``balanced`` makes every label count the same in the loss, however rare.
+        logit_adjustment: tau; in training tau times the logarithm of each label's share of the
+            rows is added to its logit, so that the network itself has to prefer rare labels
+            (Menon et al. 2021); 0 for none, 1 for the least balanced error.
         focal: gamma of the focal loss (Lin et al. 2017), 0 for plain cross-entropy.
         label_smoothing: share of the truth that is spread over all labels.
     """
@@ -37,6 +60,15 @@ class ClassificationOptions(Settings):
     class_weights: Literal["none", "balanced"] = "none"
     focal: float = Field(0.0, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    logit_adjustment: float = Field(0.0, ge=0)
+
+    @property
+    def balances(self) -> bool:
+        """Whether rare labels are to matter as much as frequent ones.
+
+        The loss needs the labels' weights then, and the best model is that of the best macro F1.
+        """
+        return self.class_weights == "balanced" or self.logit_adjustment > 0
 
 
 class Classification(Task):
@@ -63,6 +95,11 @@ class Classification(Task):
 
     _weights: Tensor | None = None  # [L] of the labels in the loss
 
+    def __init__(self, checkpoint: Checkpoint, options: Settings | None = None) -> None:
+        super().__init__(checkpoint, options)
+        if self.options.balances:
+            self.primary_metric = "macro.f1"
+
     @classmethod
     def names(cls, truth: str) -> list[str]:
         """The label."""
@@ -82,10 +119,9 @@ class Classification(Task):
     def samples(self, examples: Sequence[Example]) -> list[Sample]:
         """Rows as they are trained on; the weights of the labels are those of these rows."""
         made = super().samples(examples)
-        if self.options.class_weights == "balanced":
-            found = Counter(example.truth for example in examples)
-            counts = torch.tensor([max(found[label], 1) for label in self.labels])
-            self._weights = len(examples) / (len(self.labels) * counts)
+        if self.options.balances:
+            labels = np.concatenate([sample.targets["label"] for sample in made])
+            self._weights = balanced_weights(labels, len(self.labels))
         return made
 
     def targets(self, example: Example, encoded: Windowed) -> Targets:
@@ -96,30 +132,14 @@ class Classification(Task):
         """Cross-entropy over labels, summed over rows."""
         labels = torch.as_tensor(batch.targets["label"]).to(device)  # [R]
         logits = row_logits(model, batch, device)  # [R, L]
-        loss = self._loss(logits, labels)
+        loss = label_loss(logits, labels, self.options, self._weights)
         return Outcome({"label": loss}, {"label": (logits.argmax(dim=-1) == labels).sum()})
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weights = None if self._weights is None else self._weights.to(logits)
-        each = F.cross_entropy(
-            logits,
-            labels,
-            weight=weights,
-            reduction="none",
-            label_smoothing=self.options.label_smoothing,
-        )
-        if self.options.focal:
-            right = logits.softmax(dim=-1).gather(1, labels[:, None])[:, 0]
-            each = (1 - right) ** self.options.focal * each
-        return each.sum()
 
     def decode(
         self, texts: Texts | tuple[str, ...], encoded: Windowed, scores: Sequence[Numbers]
     ) -> Answer:
         """``{"label": name, "probabilities": {name: probability}}``."""
-        return self._answer(np.mean(scores, axis=0))
-
-    def _answer(self, logits: Numbers) -> Answer:
+        logits = np.mean(scores, axis=0)
         odds = np.exp(logits.astype(np.float64) - logits.max())
         row = (odds / odds.sum()).tolist()
         return {
@@ -127,13 +147,30 @@ class Classification(Task):
             "probabilities": dict(zip(self.labels, row, strict=True)),
         }
 
+    def decide(self, answer: Answer, calibration: Mapping[str, Any]) -> Answer:
+        """The answer with probabilities that were made honest; the label stays."""
+        given = answer["probabilities"]
+        row = tempered(list(given.values()), temperature_of(calibration))
+        return {**answer, "probabilities": dict(zip(given, row, strict=True))}
+
+    def calibrate(self, examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, Any]:
+        """``temperature``, and the calibration error without it."""
+        rows = [list(answer["probabilities"].values()) for answer in answers]
+        return calibration_of(rows, [self.labels.index(example.truth) for example in examples])
+
     def tally(self) -> ClassificationTally:
-        """Accuracy, precision, recall and F1."""
+        """Accuracy, precision, recall, F1, and whether probabilities can be trusted."""
         return ClassificationTally(self.labels)
 
     def constant(self, answers: Sequence[Answer]) -> bool:
-        """Whether there is one label for all."""
-        return len({answer["label"] for answer in answers}) == 1 < len(answers)
+        """Whether there is one label for all, of probabilities that hardly differ.
+
+        Where one label is rare a model may tell rows apart and still give all the other label.
+        """
+        if len({answer["label"] for answer in answers}) != 1 or len(answers) == 1:
+            return False
+        sure = np.array([answer["probabilities"][answer["label"]] for answer in answers])
+        return bool(sure.mean() < SURE or log_odds(sure).std() < SPREAD)
 
     def mistake(self, example: Example, answer: Answer) -> Mistake | None:
         """A wrong label; the worse, the surer the model was."""
@@ -159,23 +196,160 @@ class Classification(Task):
             x_label="F1",
         )
         yield folder / "f1.png", "F1 by label"
+        yield from calibration_pictures(figures, folder)
 
 
 class ClassificationTally:
-    """The confusion matrix, which holds every figure."""
+    """The confusion matrix, and the counts of ``CalibrationTally``."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = labels
         self.number = {label: i for i, label in enumerate(labels)}
         self.matrix = np.zeros((len(labels), len(labels)), dtype=np.int64)
+        self._calibration = CalibrationTally()
+        self._waiting: list[tuple[list[float], int]] = []
 
     def add(self, truth: str, answer: Answer) -> None:
         """Count one answer."""
-        self.matrix[self.number[truth], self.number[answer["label"]]] += 1
+        number = self.number[truth]
+        self.matrix[number, self.number[answer["label"]]] += 1
+        self._waiting.append((list(answer["probabilities"].values()), number))
+        if len(self._waiting) * len(self.labels) >= 2 * ROWS_AT_ONCE:
+            self._count()
+
+    def _count(self) -> None:
+        rows, truth = zip(*self._waiting, strict=True)
+        self._calibration.add(np.array(rows), np.array(truth))
+        self._waiting.clear()
 
     def figures(self) -> dict[str, Any]:
-        """As ``metrics_of_confusion`` gives them."""
-        return metrics_of_confusion(self.matrix, self.labels)
+        """As ``metrics_of_confusion`` and ``CalibrationTally`` give them."""
+        if self._waiting:
+            self._count()
+        return {**self._calibration.figures(), **metrics_of_confusion(self.matrix, self.labels)}
+
+
+def temperature_of(calibration: Mapping[str, Any]) -> float:
+    """The temperature in what ``calibrate`` found, which a file may tell.
+
+    Raises:
+        ModelError: it is no temperature.
+    """
+    value = calibration.get("temperature", 1.0)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelError(
+            f"The temperature is {value!r:.60}, not a number above zero.",
+            where="calibration in bert.json",
+            fix='write "temperature": 1.0, or fine-tune again',
+        )
+    return float(value)
+
+
+def tempered(probabilities: Sequence[float], temperature: float) -> list[float]:
+    """Probabilities [L] whose logits are divided by a temperature: p^(1/T), made to sum to 1."""
+    if temperature == 1.0:
+        return list(probabilities)
+    logits = np.log(np.maximum(probabilities, TINY)) / temperature
+    odds = np.exp(logits - logits.max())
+    row: list[float] = (odds / odds.sum()).tolist()
+    return row
+
+
+def calibration_of(rows: Sequence[Sequence[float]], truth: Sequence[int]) -> dict[str, Any]:
+    """What held-out rows tell of the probabilities of one choice among several.
+
+    Args:
+        rows: probabilities of each row, not necessarily equally many in all.
+        truth: the number of the right one [R].
+
+    Returns:
+        ``temperature`` and ``uncalibrated_error``, the expected calibration error without it;
+        nothing where there are fewer than ``FEWEST_TO_CALIBRATE`` rows.
+    """
+    if len(rows) < FEWEST_TO_CALIBRATE:
+        return {}
+    table = np.zeros((len(rows), max(map(len, rows))))
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    before = CalibrationTally()
+    before.add(table, np.array(truth))
+    return {
+        "temperature": honest_temperature(np.log(np.maximum(table, TINY)), truth),
+        "uncalibrated_error": before.figures()["expected_calibration_error"],
+    }
+
+
+def honest_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
+    """The temperature of ``fit_temperature`` for the rows and one more, whose answer is wrong.
+
+    That none of R answers is wrong does not say that none ever will be: without the additional
+    row, which is as sure as the median, probabilities would go to 1.
+
+    Args:
+        logits: [R, L].
+        truth: the label's number [R].
+    """
+    scores, target = np.asarray(logits, dtype=np.float64), np.asarray(truth, dtype=np.int64)
+    usual = scores[np.argsort(scores.max(axis=1) - np.sort(scores)[:, -2])[len(scores) // 2]]
+    return fit_temperature(np.vstack([scores, usual]), np.append(target, np.argsort(usual)[-2]))
+
+
+def log_odds(probabilities: ArrayLike) -> Numbers:
+    """The logit of each probability."""
+    chance = np.asarray(probabilities, dtype=np.float64)
+    return np.log(np.maximum(chance, TINY)) - np.log(np.maximum(1 - chance, TINY))
+
+
+def calibration_pictures(figures: Mapping[str, Any], folder: Path) -> Iterable[tuple[Path, str]]:
+    """How far probabilities can be trusted, from the figures of a ``CalibrationTally``."""
+    plots.reliability(
+        folder / "reliability.png", figures["reliability"], title="Are probabilities honest?"
+    )
+    yield folder / "reliability.png", "how often answers are right, by how sure the model was"
+    plots.abstain(folder / "abstain.png", figures["abstain"], title="Answering the surest rows")
+    yield folder / "abstain.png", "accuracy where the model may decline to answer"
+
+
+def label_loss(
+    logits: Tensor, labels: Tensor, options: ClassificationOptions, weights: Tensor | None
+) -> Tensor:
+    """Cross-entropy of the right labels, summed, as the options shape it.
+
+    Args:
+        logits: [R, L].
+        labels: their numbers [R].
+        options: of the loss.
+        weights: of the labels [L], as ``balanced_weights`` gives them; they are needed where
+            ``options.balances``.
+    """
+    scale = None if weights is None else weights.to(logits)
+    if options.logit_adjustment and scale is not None:
+        logits = logits - options.logit_adjustment * scale.log()  # weights are 1 / share
+    each = F.cross_entropy(
+        logits,
+        labels,
+        weight=scale if options.class_weights == "balanced" else None,
+        reduction="none",
+        label_smoothing=options.label_smoothing,
+    )
+    if options.focal:
+        right = logits.softmax(dim=-1).gather(1, labels[:, None])[:, 0]
+        each = (1 - right) ** options.focal * each
+    return each.sum()
+
+
+def balanced_weights(labels: Ints, count: int) -> Tensor:
+    """Weights that make every label count the same in a loss, and the mean weight of a row 1.
+
+    Args:
+        labels: numbers of the labels that are trained on, of any shape.
+        count: L, how many labels there are.
+
+    Returns:
+        ``rows / (L * rows of the label)`` [L], fp32.
+    """
+    found = torch.from_numpy(np.bincount(labels.ravel(), minlength=count)).clamp(min=1)
+    return (labels.size / (count * found)).float()
 
 
 def unknown_label(example: Example, label: str, labels: Sequence[str]) -> DataError:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
@@ -28,9 +29,10 @@ from bert.checkpoint import Checkpoint
 from bert.config import Settings
 from bert.data.batches import Batch, Ints, Numbers, pack_sequences
 from bert.data.draws import permutation
-from bert.data.rows import Example, choose_columns, label_name, read_examples
+from bert.data.rows import LABEL_COLUMN, Example, choose_columns, label_name, read_examples
 from bert.errors import DataError, ModelError, UsageError
 from bert.model.packing import Tokens
+from bert.text.files import columns
 from bert.text.tokenizer import Texts, Tokenizer
 from bert.text.windows import Windowed, in_windows
 from bert.training.loop import Outcome
@@ -86,19 +88,27 @@ class Tally(Protocol):
 class Task(ABC):
     """From texts to answers and, for tasks that are trained, from rows to a loss.
 
-    Class attributes: ``name``, that of its file; ``kind``, the head it needs; ``Options``, its own settings, each with a
-    default; ``primary_metric``, the figure that models are compared by, and
-    ``greater_is_better``, its direction (empty for a task that is not trained);
-    ``problem_type``, what ``transformers`` calls it; ``places``, whether answers are places of
-    the text; ``demo_rows``, eight rows for tests and documentation.
+    Class attributes: ``name``, that of its file; ``kind``, the head it needs; ``Options``, its
+    own settings, each with a default; ``primary_metric``, the figure that models are compared
+    by (empty for a task that is not trained), and ``greater_is_better``, its direction;
+    ``label_columns``, the columns taken for answers when none is named; ``whole_batches``,
+    whether rows of a batch are compared with each other, so that it must not be divided;
+    ``rate_share``, of the usual learning rate, where none is given; ``problem_type``, what
+    ``transformers`` calls it; ``places``, whether answers are places of the text; ``demo_rows``,
+    eight rows for tests and documentation.
+
+    ``remarks`` of an instance are for the data report: what ``samples`` found about the rows.
     """
 
     kind: ClassVar[str]
     Options: ClassVar[type[Settings]] = Settings
-    primary_metric: ClassVar[str] = ""
+    primary_metric: str = ""  # options may change it
     greater_is_better: ClassVar[bool] = True
+    label_columns: ClassVar[Sequence[str]] = (LABEL_COLUMN,)
     problem_type: ClassVar[str | None] = None
     places: ClassVar[bool] = False
+    whole_batches: ClassVar[bool] = False
+    rate_share: ClassVar[float] = 1.0
     demo_rows: ClassVar[Sequence[dict[str, Any]]] = ()
 
     name: ClassVar[str]
@@ -120,6 +130,7 @@ class Task(ABC):
             checkpoint.config.longest_text,
         )
         self.texts_per_row = int(checkpoint.facts.get("texts_per_row") or 1)
+        self.remarks: dict[str, Any] = {}
         # What ``calibrate`` found.
         self.calibration: Mapping[str, Any] = checkpoint.facts.get("calibration") or {}
 
@@ -140,6 +151,7 @@ class Task(ABC):
         Raises:
             DataError: the file or a row cannot be read; the message names the row.
         """
+        label = cls.label_column(path, label) if labelled else label
         return read_examples(path, text, label, cls.parse if labelled else None)
 
     @classmethod
@@ -150,6 +162,12 @@ class Task(ABC):
             DataError: the file has no such columns.
         """
         return choose_columns(path, text, None, labelled=False)[0]
+
+    @classmethod
+    def label_column(cls, path: Path, label: str | None) -> str:
+        """The column of answers: the one named, or the first of the usual ones that is there."""
+        there = columns(path) if label is None and len(cls.label_columns) > 1 else ()
+        return label or next((n for n in cls.label_columns if n in there), cls.label_columns[0])
 
     @classmethod
     def parse(cls, value: Any, where: str) -> Any:
@@ -183,6 +201,10 @@ class Task(ABC):
                 fix="fill it in, or leave the row out",
             )
 
+    def takes(self, texts: int) -> bool:
+        """Whether a row may have so many texts."""
+        return texts == self.texts_per_row
+
     # ---- training
 
     def encode(self, texts: Sequence[Texts | tuple[str, ...]]) -> list[Windowed]:
@@ -192,7 +214,7 @@ class Task(ABC):
             DataError: a text that the task cannot take.
         """
         for i, text in enumerate(texts):
-            if (1 if isinstance(text, str) else len(text)) != self.texts_per_row:
+            if not self.takes(1 if isinstance(text, str) else len(text)):
                 wanted = "one text" if self.texts_per_row == 1 else "a pair of texts"
                 raise DataError(f"The model takes {wanted} a row.", where=f"text {i + 1}")
         pairs = cast(Sequence[Texts], texts)
@@ -224,12 +246,8 @@ class Task(ABC):
         windows, owner = [], []
         targets: dict[str, list[Numbers]] = {name: [] for name in samples[0].targets}
         for row, (number, sample) in enumerate(zip(numbers, samples, strict=True)):
-            there = sample.encoded.windows
-            chosen = range(len(there))
-            if len(there) > MOST_WINDOWS:
-                order = permutation(len(there), seed, epoch, int(number))
-                chosen = sorted(order[:MOST_WINDOWS].tolist())  # type: ignore[assignment]
-            windows += [there[i] for i in chosen]
+            chosen = self.shown(sample.encoded, seed, epoch, int(number))
+            windows += [sample.encoded.windows[i] for i in chosen]
             owner += [row] * len(chosen)
             for name, value in sample.targets.items():
                 mine = [value[i] for i in chosen] if isinstance(value, list) else [value]
@@ -244,9 +262,24 @@ class Task(ABC):
             },
         )
 
+    def shown(self, encoded: Windowed, *keys: int) -> Sequence[int]:
+        """The numbers of the windows of a row that are trained on at once, drawn by the keys."""
+        count = len(encoded.windows)
+        if count <= MOST_WINDOWS:
+            return range(count)
+        return sorted(permutation(count, *keys)[:MOST_WINDOWS].tolist())
+
+    @contextmanager
+    def published(self, model: nn.Module) -> Iterator[None]:
+        """While it lasts, the weights are those to be written, if others are trained."""
+        yield
+
     def prepare(self, batch: Batch) -> Batch:
         """Nothing is hidden from the model."""
         return batch
+
+    def settle(self, model: nn.Module, device: torch.device) -> None:  # noqa: B027
+        """What is left to do with a model in training before it answers: mostly nothing."""
 
     def tokens(self, batch: Batch) -> int:
         """Real tokens in the batch."""
@@ -291,6 +324,10 @@ class Task(ABC):
     def tally(self) -> Tally:
         """A new, empty tally."""
         raise NotImplementedError
+
+    def written(self, answer: Answer) -> Answer:
+        """What of an answer is written down beside each held-out row."""
+        return answer
 
     def constant(self, answers: Sequence[Answer]) -> bool:
         """Whether answers to different rows are all the same, so that nothing was learnt."""

@@ -161,10 +161,19 @@ def content_hash(paths: Sequence[Path]) -> str:
     Raises:
         DataError: as ``corpus_files``.
     """
+    return hash_of_files(corpus_files(paths))
+
+
+def hash_of_files(paths: Sequence[Path]) -> str:
+    """``content_hash`` of files of any format, such as a task reads.
+
+    Raises:
+        DataError: a file cannot be opened.
+    """
     digest = hashlib.sha256()
-    for path in sorted(corpus_files(paths)):
+    for path in sorted(paths):
         size = 0
-        digest.update(f"{files.format_of(path)} {path.suffix.lower()}\n".encode())
+        digest.update(f"{' '.join(files.suffixes(path))}\n".encode())
         with files.open_raw(path) as file:
             while block := file.read(2**20):
                 digest.update(block)

@@ -62,7 +62,7 @@ class Row:
 # Names of files ---------------------------------------------------------------------------------
 
 
-def _suffixes(path: Path) -> tuple[str, str]:
+def suffixes(path: Path) -> tuple[str, str]:
     """The suffix of the format and that of the compression ("" if none), in lower case."""
     name = Path(path.name.lower())
     if name.suffix in COMPRESSIONS:
@@ -72,7 +72,7 @@ def _suffixes(path: Path) -> tuple[str, str]:
 
 def is_supported(path: Path) -> bool:
     """Whether the name is that of a format read here; the file need not exist."""
-    suffix, compression = _suffixes(path)
+    suffix, compression = suffixes(path)
     return suffix in FORMATS and not (suffix == ".parquet" and compression)
 
 
@@ -82,7 +82,7 @@ def format_of(path: Path) -> str:
     Raises:
         DataError: the name ends otherwise.
     """
-    suffix, compression = _suffixes(path)
+    suffix, compression = suffixes(path)
     if is_supported(path):
         return suffix
     if suffix == ".parquet":
@@ -179,7 +179,7 @@ class _Source(io.RawIOBase):
 
     def __init__(self, path: Path, raw: io.BufferedReader) -> None:
         self._path = path
-        self._compression = _suffixes(path)[1]
+        self._compression = suffixes(path)[1]
         self._raw = raw
         self._stream: Any = raw
         try:
@@ -307,7 +307,7 @@ def _not_utf8(path: Path, where: str, byte: int, head: bytes, sample: bytes) -> 
 
 def _convert(path: Path, command: str) -> str:
     """A shell line that puts a file through ``command`` into one whose name is read here too."""
-    compression = _suffixes(path)[1]
+    compression = suffixes(path)[1]
     plain = path.with_suffix("") if compression else path
     result = _quote(plain.with_name(f"{plain.stem}.utf8{plain.suffix}"))
     if compression:
@@ -486,7 +486,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _one_object(path: Path, line: str) -> str:
-    if line.lstrip().startswith("[") and not _suffixes(path)[1]:
+    if line.lstrip().startswith("[") and not suffixes(path)[1]:
         result = path.with_name(f"{path.stem}.lines.jsonl")
         return f"jq -c '.[]' {_quote(path)} > {_quote(result)}"
     return 'write one object a line: {"text": "...", "label": "..."}'

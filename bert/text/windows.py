@@ -58,6 +58,11 @@ class Windowed:
         """Tokens in all windows together."""
         return sum(len(window.input_ids) for window in self.windows)
 
+    @property
+    def pieces(self) -> int:
+        """1 where all is read at once, and one more for each window that goes on with a text."""
+        return 1 + sum(window.begin > 0 for window in self.windows)
+
     def owners(self) -> NDArray[np.int64]:
         """The window in which each token of the text stands farthest from an end: [N].
 
@@ -156,7 +161,7 @@ def _windowed(
         mine = [ids[i] for i in tokens[begin : begin + size]]
         first, then = (kept, mine) if which else (mine, kept)
         windows.append(frame.around(first, then, which, begin))
-    offsets = np.array([encoding.offsets[i] for i in tokens], dtype=np.int64).reshape(-1, 2)
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[tokens]
     words = encoding.word_ids
     numbers = np.array([-1 if words[i] is None else words[i] for i in tokens], dtype=np.int64)
     return Windowed(windows, offsets, numbers, truncated)

@@ -152,6 +152,10 @@ def train(
     started = time.monotonic() - state.seconds
     saved_at = state.seconds
     step_seconds = 0.0
+    # DDP lays gradients out anew after they were first exchanged, which with more than two
+    # ranks changes the order in which they are added. One exchange before the first step makes
+    # that order the same wherever a run goes on.
+    unsettled = world.size > 2 and isinstance(module, nn.parallel.DistributedDataParallel)
 
     def prepared(step: int) -> list[B]:
         return [objective.prepare(batch) for batch in steps(step)]
@@ -179,13 +183,14 @@ def train(
                 ]
             )
             share, spent, save_due = rows[0][:3]
-            if number := int(max(row[3] for row in rows)):
-                save()
-                raise Interrupted(number, fix="add --resume to go on from here")
+            # Before any save, which must know that the line of this step is written.
             if int(share * settings.evaluations) > state.evaluations:
                 state.evaluations = int(share * settings.evaluations)
                 metrics.write(step=state.step, seconds=round(state.seconds, 3), **evaluate())
                 state.seconds = time.monotonic() - started
+            if number := int(max(row[3] for row in rows)):
+                save()
+                raise Interrupted(number, fix="add --resume to go on from here")
             if save_due:
                 save()
                 state.seconds = saved_at = time.monotonic() - started
@@ -194,6 +199,12 @@ def train(
                 break
             upcoming = ahead.submit(prepared, state.step + 1)
             counts = {name: sum(row[5 + i] for row in rows) for i, name in enumerate(names)}
+            if unsettled:
+                with arithmetic(settings.precision, world.device):
+                    outcome = module(batches[0])
+                torch.autograd.backward(list(outcome.losses.values()))
+                optimizer.zero_grad(set_to_none=True)
+                unsettled = False
 
             rate = settings.learning_rate * schedule(settings.schedule, share, settings.warmup)
             for group in optimizer.param_groups:

@@ -113,7 +113,7 @@ def build_optimizer(
         if frozen_layers and depths[key] <= frozen_layers:
             parameter.requires_grad_(False)
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    inside = {key for key, p in trained.items() if p.dim() == 2 and ".layers." in key}
+    inside = {key for key, p in trained.items() if p.dim() == 2 and ".layers." in f".{key}"}
     matrices = [p for key, p in trained.items() if name == "muon" and key in inside]
     rest = {key: p for key, p in trained.items() if name != "muon" or key not in inside}
     scales = {key: layer_decay ** (layers - max(depths[key], 1)) for key in rest}
@@ -141,8 +141,9 @@ def _depths(model: nn.Module) -> dict[str, int]:
     """How far each weight is from the input: 0 for embeddings, then layers, then what is above."""
     depths = {}
     for key, _ in model.named_parameters():
-        layer = re.search(r"\.layers\.(\d+)\.", key)
-        depths[key] = 0 if ".embeddings." in f".{key}" else int(layer[1]) + 1 if layer else -1
+        place = f".{key}"  # a bare encoder's has nothing before it
+        layer = re.search(r"\.layers\.(\d+)\.", place)
+        depths[key] = 0 if ".embeddings." in place else int(layer[1]) + 1 if layer else -1
     top = max(depths.values()) + 1
     return {key: top if depth < 0 else depth for key, depth in depths.items()}
 

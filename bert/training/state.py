@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from bert.distributed import ALONE, World, laid_out, whole
 from bert.errors import ModelError
 
 MANIFEST = "manifest.json"
+FILES = ("state.json", "tensors")  # those that it tells of
 KEPT = 2
 
 
@@ -70,32 +73,37 @@ def save_checkpoint(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = whole(value)
-    target = directory / f"step-{state.step:08d}"
+    target = directory / _name(state.step)
     if world.first:
         _write(target, tensors, state)
     world.told(None)
     return target
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _write(target: Path, tensors: dict[str, torch.Tensor], state: TrainingState) -> None:
     from safetensors.torch import save_file
 
     directory = target.parent
-    if target.exists():
+    if target.is_symlink() or target.exists():
         if _faults(target) is None:
             return
-        shutil.rmtree(target)
+        _remove(target)
+    for old in directory.glob(".step-*.partial"):  # of a save that was killed
+        _remove(old)
     stage = directory / f".{target.name}.partial"
-    shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, stage / "tensors")
         (stage / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-        manifest = {}
-        for path in sorted(stage.iterdir()):
-            flush(path)
-            manifest[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        (stage / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for name in FILES:
+            flush(stage / name)
+        sizes = {name: (stage / name).stat().st_size for name in FILES}
+        digests = {name: _sha256(stage / name) for name in FILES}
+        (stage / MANIFEST).write_bytes(_manifest(sizes, digests))
         flush(stage / MANIFEST)
         stage.rename(target)
     finally:  # a full disk is not kept full by half a checkpoint
@@ -105,7 +113,16 @@ def _write(target: Path, tensors: dict[str, torch.Tensor], state: TrainingState)
     end = found.index(target) + 1
     # Later ones are damaged, or this run would have gone on from them.
     for old in [*found[: max(end - KEPT, 0)], *found[end:]]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove what has this name, whatever it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -192,20 +209,37 @@ def flush(path: Path) -> None:
 def _faults(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if set(manifest) != {"state.json", "tensors"}:
-            return f"{MANIFEST} names other files"
-        for name, fact in manifest.items():
-            file = path / name
-            if file.stat().st_size != fact["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes instead of {fact['bytes']}"
-            if _sha256(file) != fact["sha256"]:
+        for name in (MANIFEST, *FILES):
+            if not stat.S_ISREG((path / name).lstat().st_mode):
+                return f"{name} is not a file"
+        told = (path / MANIFEST).read_bytes()
+        manifest = json.loads(told)
+        sizes = {name: (path / name).stat().st_size for name in FILES}
+        for name, size in sizes.items():
+            if size != manifest[name]["bytes"]:
+                return f"{name} has {size} bytes instead of {manifest[name]['bytes']}"
+        digests = {name: _sha256(path / name) for name in FILES}
+        for name, digest in digests.items():
+            if digest != manifest[name]["sha256"]:
                 return f"{name} has changed"
+        if told != _manifest(sizes, digests):
+            return f"{MANIFEST} has changed"
+        step = json.loads((path / "state.json").read_bytes())["step"]
+        if path.name != _name(step):
+            return f"it is of step {step}"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{MANIFEST} cannot be read"
     return None
+
+
+def _manifest(sizes: dict[str, int], digests: dict[str, str]) -> bytes:
+    """The one text of a manifest of these files, so that any other one is damaged."""
+    facts = {name: {"bytes": sizes[name], "sha256": digests[name]} for name in sizes}
+    return (json.dumps(facts, indent=2) + "\n").encode()
 
 
 def _sha256(path: Path) -> str:

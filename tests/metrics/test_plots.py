@@ -18,6 +18,7 @@ from PIL import Image
 
 from bert.errors import DataError
 from bert.metrics import plots
+from bert.metrics.calibrate import CalibrationTally
 
 CHINESE = ["体育", "财经 money", "entertainment"]
 
@@ -118,6 +119,76 @@ def test_curves(tmp_path: Path, drawn: list[Figure]) -> None:
     assert axes.get_ylabel() == "loss (nats per token)"
 
 
+def test_curves_can_mark_a_place(tmp_path: Path, drawn: list[Figure]) -> None:
+    plots.curves(
+        tmp_path / "a.png",
+        {"precision": ([0, 1], [0.2, 1]), "recall": ([0, 1], [1, 0])},
+        title="Label 1",
+        x_label="threshold",
+        y_label="share",
+        mark=0.375,
+    )
+    assert drawn[0].axes[0].lines[-1].get_xdata() == [0.375, 0.375]
+    assert "threshold 0.375" in words_in(drawn[0])
+
+
+def calibration_of(rows: int) -> dict[str, Any]:
+    tally = CalibrationTally()
+    sure = np.linspace(0.34, 0.99, rows)
+    tally.add_answers(sure, np.arange(rows) % 3 > 0)
+    return tally.figures()
+
+
+@pytest.mark.parametrize("rows", [1, 400])
+def test_reliability(tmp_path: Path, drawn: list[Figure], rows: int) -> None:
+    table = calibration_of(rows)["reliability"]
+    assert is_png(plots.reliability(tmp_path / "a.png", table, title="可靠性"))
+    (axes,) = drawn[0].axes
+    bars: Any = axes.patches
+    assert sum(bar.get_height() for bar in bars) == pytest.approx(1)
+    assert [bar.get_x() for bar in bars] == [row["low"] for row in table]
+    shown = np.asarray(axes.lines[-1].get_ydata()).tolist()
+    assert shown == [row["accuracy"]["value"] for row in table]
+
+
+@pytest.mark.parametrize("rows", [1, 400])
+def test_abstain(tmp_path: Path, drawn: list[Figure], rows: int) -> None:
+    table = calibration_of(rows)["abstain"]
+    assert is_png(plots.abstain(tmp_path / "a.png", table, title="Coverage"))
+    (axes,) = drawn[0].axes
+    low, high = axes.get_ylim()
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [row["coverage"] for row in table]
+    for row in table:
+        assert low <= row["accuracy"]["low"] <= row["accuracy"]["high"] <= high
+
+
+@pytest.mark.parametrize("rows", [1, 30, 2001])
+def test_scatter(tmp_path: Path, drawn: list[Figure], rows: int) -> None:
+    true = np.linspace(-1, 5, rows)
+    said = np.append(2 * true[:-1] + 1, np.nan) if rows > 1 else true
+    assert is_png(plots.scatter(tmp_path / "a.png", true, said, title="相似度", label="score $"))
+    axes = drawn[0].axes[0]
+    assert axes.get_xlim() == axes.get_ylim()
+    low, high = axes.get_xlim()
+    assert low < min(true[0], said[0])
+    assert max(true[-1], np.nanmax(said)) < high
+    assert axes.get_xlabel() == r"true score \$"
+    points = len(axes.lines) == 2
+    assert points == (rows <= 2001)
+
+
+def test_many_points_are_counted(tmp_path: Path, drawn: list[Figure]) -> None:
+    values = np.repeat([0.0, 1.0], [3000, 10])
+    plots.scatter(tmp_path / "a.png", values, values, title="", label="score")
+    cloud = drawn[0].axes[0].collections[0]
+    assert sorted(np.asarray(cloud.get_array()).tolist()) == [10, 3000]
+
+
+def test_a_scatter_of_two_lengths_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 true numbers, but 1"):
+        plots.scatter(tmp_path / "a.png", [1, 2], [1], title="", label="")
+
+
 def test_curves_of_two_lengths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'dev' has 2 x values, but 1 y"):
         plots.curves(tmp_path / "a.png", {"dev": ([1, 2], [1])}, title="", x_label="x", y_label="y")
@@ -127,6 +198,10 @@ def test_nothing_to_draw_is_a_picture_too(tmp_path: Path, drawn: list[Figure]) -
     plots.curves(tmp_path / "a.png", {}, title="Loss", x_label="step", y_label="loss")
     plots.histogram(tmp_path / "b.png", [], title="Lengths", x_label="tokens", mark=128)
     plots.intervals(tmp_path / "c.png", {}, title="F1", x_label="F1")
+    plots.reliability(tmp_path / "d.png", [], title="Reliability")
+    plots.abstain(tmp_path / "e.png", [], title="Coverage")
+    plots.scatter(tmp_path / "f.png", [np.nan], [1], title="Scores", label="score")
+    assert len(drawn) == 6
     for figure in drawn:
         assert "no values" in words_in(figure)
 

@@ -147,14 +147,18 @@ def test_a_killed_pair_goes_on_as_if_nothing_had_been(
     assert weights(out) == weights(two)
 
 
-def test_a_run_of_two_is_finished_by_one(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_of_two_goes_on_with_one_and_then_four(corpus: Path, tmp_path: Path) -> None:
+    """As ``test_kills.py`` does with forked processes, which looks at the samples too."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     finish(start(corpus, whole, 1, "dropout_rate=0"))
-    process = start(corpus, moved, 2, "dropout_rate=0")
-    wait_for_step(process, moved, STEPS // 2)
-    kill(process)
-    finish(process, -signal.SIGKILL)
-    finish(start(corpus, moved, 1, "--resume", "dropout_rate=0"))
+    for ranks, step in ((2, STEPS // 4), (1, STEPS // 2)):
+        resume = ["--resume"] if moved.exists() else []
+        process = start(corpus, moved, ranks, "dropout_rate=0", *resume)
+        wait_for_step(process, moved, step)
+        kill(process)
+        finish(process, -signal.SIGKILL)
+    finish(start(corpus, moved, 4, "--resume", "dropout_rate=0"))
     for a, b in zip(rows(whole), rows(moved), strict=True):
         assert a["step"] == b["step"]
         for name in a:
