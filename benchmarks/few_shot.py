@@ -35,6 +35,11 @@ from bert.tasks.few_shot import SHOWN
 from bert.text.files import rows
 
 EPOCHS = 3
+WAYS: dict[str, dict[str, Any]] = {
+    "few_shot": {"task": "few_shot", "epochs": EPOCHS},
+    "plain": {"epochs": EPOCHS * SHOWN},
+    "regression": {},
+}
 
 
 def drawn(path: Path, each: int, seed: int) -> list[dict[str, Any]]:
@@ -77,7 +82,7 @@ def main() -> None:
     parser.add_argument("train", type=Path)
     parser.add_argument("dev", type=Path)
     parser.add_argument("model")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="at least two")
     parser.add_argument("--each", type=int, default=8, help="rows of every label")
     arguments = parser.parse_args()
     log.speak(False)
@@ -90,27 +95,18 @@ def main() -> None:
             train = Path(place) / f"{seed}.jsonl"
             lines = [json.dumps(row) for row in drawn(arguments.train, arguments.each, seed)]
             train.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            common = (train, arguments.dev, arguments.model)
-            ways = {
-                "few_shot": lambda: tuned(
-                    *common, Path(place, f"f{seed}"), seed, task="few_shot", epochs=EPOCHS
-                ),
-                "plain": lambda: tuned(
-                    *common, Path(place, f"p{seed}"), seed, epochs=EPOCHS * SHOWN
-                ),
-                "regression": lambda: regressed(train, held_out, predictor),
-            }
-            for name, way in ways.items():
+            for name in WAYS:
                 began = time.perf_counter()
-                scores.setdefault(name, []).append(way())
+                if name == "regression":
+                    score = regressed(train, held_out, predictor)
+                else:
+                    out = Path(place) / f"{name}-{seed}"
+                    score = tuned(train, arguments.dev, arguments.model, out, seed, **WAYS[name])
+                scores.setdefault(name, []).append(score)
                 seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
-                print(f"seed {seed}  {name:10}  {scores[name][-1]:.4f}", flush=True)
+                print(f"seed {seed}  {name:10}  {score:.4f}", flush=True)
     for name, values in scores.items():
-        mean = (
-            mean_interval(values)
-            if len(values) > 1
-            else dict.fromkeys(("value", "low", "high"), values[0])
-        )
+        mean = mean_interval(values)
         print(
             f"{name:10}  {mean['value']:.4f} [{mean['low']:.4f}, {mean['high']:.4f}]  "
             f"{seconds[name] / len(values):.0f} s a run"

@@ -278,7 +278,7 @@ def test_the_files_are_as_told() -> None:
     (told,) = (
         line for line in page.read_text("utf-8").splitlines() if line.startswith("Only what")
     )
-    assert set(re.findall(r"`([\w.]+)`", told)) == _FILES | {"model.safetensors"}
+    assert set(re.findall(r"`([\w./]+)`", told)) == _FILES | {"model.safetensors"}
 
 
 def test_shards(hub: Hub, tmp_path: Path) -> None:

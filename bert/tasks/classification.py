@@ -22,14 +22,7 @@ from bert.errors import DataError, ModelError
 from bert.metrics import plots
 from bert.metrics.calibrate import CalibrationTally, fit_temperature
 from bert.metrics.classify import metrics_of_confusion
-from bert.tasks.task import (
-    Answer,
-    Mistake,
-    Sample,
-    Targets,
-    Task,
-    row_logits,
-)
+from bert.tasks.task import Answer, Mistake, Sample, Targets, Task, row_logits
 from bert.text.tokenizer import Texts
 from bert.text.windows import Windowed
 from bert.training.loop import Outcome

@@ -27,9 +27,10 @@ from bert.metrics import plots
 from bert.metrics.answers import AnswerTally, answer_scores, best_threshold
 from bert.metrics.calibrate import CalibrationTally
 from bert.tasks.classification import (
+    FEWEST_TO_CALIBRATE,
     ROWS_AT_ONCE,
     SPREAD,
-    calibration_of,
+    TINY,
     calibration_pictures,
     temperature_of,
     tempered,
@@ -45,6 +46,8 @@ N_BEST, CANDIDATES = 20, 5
 NOWHERE = 0  # the place in a window, its first token, that stands for no answer
 THRESHOLD = "no_answer_threshold"
 NONE_WORD = "(no answer)"
+# Temperatures among which the best is found, a twentieth apart.
+TRIED = tuple(1.05**step for step in range(-60, 61))
 # Characters of a context that are shown around a mistake.
 SHOWN = 1600
 # Letters of scripts that put no space between words, so that a word may end anywhere.
@@ -245,29 +248,37 @@ class QuestionAnswering(Task):
         return decided
 
     def calibrate(self, examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, Any]:
-        """``temperature``; and where questions have no answer, the threshold of the best F1."""
-        found = calibration_of(
-            [_events(answer) for answer in answers],
-            [
-                _right(example.truth, answer)
-                for example, answer in zip(examples, answers, strict=True)
-            ],
-        )
-        if all(example.truth for example in examples):
-            return found
+        """The threshold of the best F1, where questions have no answer; and ``temperature``.
+
+        ``uncalibrated_error`` is the calibration error without the temperature.
+        """
+        found: dict[str, Any] = {}
+        pairs = list(zip(examples, answers, strict=True))
         rows = [
             (
-                answer_scores(_texts(example.truth), given["candidates"][0]["answer"],
-                              unanswerable=True)[1],
+                _score(example.truth, answer["candidates"][0]["answer"])[1],
                 bool(example.truth),
-                given["no_answer_score"],
+                answer["no_answer_score"],
             )
-            for example, given in zip(examples, answers, strict=True)
-            if given["candidates"]
-        ]  # fmt: skip
-        if rows:
+            for example, answer in pairs
+            if answer["candidates"]
+        ]
+        if rows and not all(example.truth for example in examples):
             f1, answerable, none = (np.array(column) for column in zip(*rows, strict=True))
-            found[THRESHOLD] = best_threshold(f1, answerable, np.ones_like(answerable), none)[1]
+            _, threshold = best_threshold(f1, answerable, np.ones_like(answerable), none)
+            # SQuAD's search ends at a row's own score; other rows fall to both sides of it.
+            above = none[none > threshold]
+            found[THRESHOLD] = float(threshold + above.min()) / 2 if len(above) else threshold
+        if len(pairs) >= FEWEST_TO_CALIBRATE:
+            decided = [self.decide(answer, found) for answer in answers]
+            right = [
+                _score(example.truth, answer["answer"])[0]
+                for example, answer in zip(examples, decided, strict=True)
+            ]
+            before = CalibrationTally()
+            before.add_answers([answer["score"] for answer in decided], right)
+            found["temperature"] = _temperature(decided, right)
+            found["uncalibrated_error"] = before.figures()["expected_calibration_error"]
         return found
 
     # ---- measuring
@@ -287,8 +298,7 @@ class QuestionAnswering(Task):
 
     def mistake(self, example: Example, answer: Answer) -> Mistake | None:
         """An answer that is not one of the true ones; the worse, the surer and the farther off."""
-        truths = _texts(example.truth)
-        exact, f1 = answer_scores(truths, answer["answer"], unanswerable=True)
+        exact, f1 = _score(example.truth, answer["answer"])
         if exact:
             return None
         question, context = example.parts
@@ -302,7 +312,7 @@ class QuestionAnswering(Task):
         shift = len(before) - start
         return Mistake(
             answer["score"] * (1 - f1),
-            " / ".join(dict.fromkeys(truths)) or NONE_WORD,
+            " / ".join(dict.fromkeys(text for _, text in example.truth)) or NONE_WORD,
             answer["answer"] or NONE_WORD,
             before + shown + " …" * (start + SHOWN < len(context)),
             answer["score"],
@@ -345,14 +355,14 @@ class QuestionTally:
 
     def add(self, truth: Spans, answer: Answer) -> None:
         """Count one answer."""
-        truths, said = _texts(truth), answer["answer"]
+        truths, said = [text for _, text in truth], answer["answer"]
         none = None if THRESHOLD in answer else answer["no_answer_score"]
         self._unanswerable.add(truths, said, none)
         if truths:
             self._plain.add(truths, said)
         else:
             self._all_answerable = False
-        exact, _ = answer_scores(truths, said, unanswerable=True)
+        exact, _ = _score(truth, said)
         self._waiting.append((answer["score"], exact))
         if len(self._waiting) == ROWS_AT_ONCE:
             self._count()
@@ -372,23 +382,42 @@ class QuestionTally:
         return {**answers, **trusted}
 
 
-def _texts(truth: Spans) -> list[str]:
-    return [text for _, text in truth]
-
-
 def _events(answer: Answer) -> list[float]:
-    """The probabilities of no answer, of each candidate, and of any other span."""
+    """The probabilities of no answer, of each candidate, and of the spans that are not listed.
+
+    Of those only the sum is known; they count as equally likely.
+    """
     listed = [answer["no_answer_probability"], *(c["score"] for c in answer["candidates"])]
-    return [*listed, max(0.0, 1 - sum(listed))]
+    others = N_BEST - CANDIDATES
+    return [*listed, *[max(0.0, 1 - sum(listed)) / others] * others]
 
 
-def _right(truth: Spans, answer: Answer) -> int:
-    """Which of ``_events`` is the true one."""
-    if not truth:
-        return 0
-    said = [candidate["answer"] for candidate in answer["candidates"]]
-    right = (answer_scores(_texts(truth), text, unanswerable=True)[0] for text in said)
-    return next((i for i, exact in enumerate(right, start=1) if exact), len(said) + 1)
+def _score(truth: Spans, said: str) -> tuple[bool, float]:
+    """Exact match and F1 of an answer, empty for none."""
+    return answer_scores([text for _, text in truth], said, unanswerable=True)
+
+
+def _temperature(decided: Sequence[Answer], right: Sequence[bool]) -> float:
+    """The temperature that makes likeliest which answers were right, by what each one scores.
+
+    One more, which is as sure as the median, counts as wrong: that all of R answers are right
+    does not say that all ever will be.
+    """
+    table = np.full((len(decided) + 1, N_BEST + 1), TINY)
+    for row, answer in zip(table, decided, strict=False):
+        events = _events(answer)
+        row[: len(events)] = np.maximum(events, TINY)
+    chosen = np.array([int(answer["start"] is not None) for answer in decided])
+    sure = np.take_along_axis(table[:-1], chosen[:, None], axis=1)[:, 0]
+    usual = int(np.argsort(sure)[len(sure) // 2])
+    table[-1], chosen = table[usual], np.append(chosen, chosen[usual])
+    hits, logits = np.append(right, False), np.log(table)
+    losses = {}
+    for temperature in TRIED:
+        odds = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+        chance = odds[np.arange(len(odds)), chosen] / odds.sum(axis=1)
+        losses[temperature] = -np.log(np.maximum(np.where(hits, chance, 1 - chance), TINY)).mean()
+    return min(losses, key=lambda temperature: losses[temperature])
 
 
 _NONE = {"answer": "", "start": None, "end": None}
@@ -415,11 +444,12 @@ def best_spans(
     longest = min(longest, len(scores))
     ends = np.full(len(scores) + longest - 1, -np.inf)
     ends[: len(scores)][may_end] = end[may_end]
-    sums = (
-        begin[firsts, None] + sliding_window_view(ends, longest)[firsts]
-    ).ravel()  # [F * longest]
-    cut = max(len(sums) - N_BEST, 0)
-    best = np.argpartition(sums, cut)[cut:] if cut else np.arange(len(sums))
+    there = sliding_window_view(ends, longest)[firsts]  # [F, longest] ends of each beginning
+    if len(firsts) > N_BEST:  # one of the best spans has one of the best beginnings
+        rows = np.argpartition(begin[firsts] + there.max(axis=1), -N_BEST)[-N_BEST:]
+        firsts, there = firsts[rows], there[rows]
+    sums = (begin[firsts, None] + there).ravel()
+    best = np.argpartition(sums, -N_BEST)[-N_BEST:] if len(sums) > N_BEST else np.arange(len(sums))
     best = best[sums[best] > -np.inf]
     first = firsts[best // longest]
     last = first + best % longest

@@ -19,6 +19,7 @@ from bert.data.rows import Example
 from bert.errors import BertError, DataError, ModelError
 from bert.evaluation import calibrated
 from bert.predictor import Predictor
+from bert.tasks.classification import log_odds
 from bert.tasks.multilabel import Multilabel, thresholds_of
 
 ROWS = Multilabel.demo_rows
@@ -138,6 +139,22 @@ def test_balanced_weights_and_focal_loss_against_their_formulas(tuned: Path) -> 
     right = np.where(flags, chance, 1 - chance)
     share = np.where(flags, flags.mean(axis=0), 1 - flags.mean(axis=0))
     wanted = (-np.log(right) * (1 - right) ** 2 / (2 * share)).sum()
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_adjusted_logits_against_their_formula(tuned: Path) -> None:
+    predictor = Predictor(tuned)
+    examples = [Example(row["text"], row["labels"], f"x:{i}") for i, row in enumerate(ROWS)]
+    flags = np.array([[name in row["labels"] for name in LABELS] for row in ROWS])
+    task = predictor.task
+    task.options = task.Options.of({"logit_adjustment": 0.5})
+    with torch.no_grad():
+        batch = task.batch(task.samples(examples), np.arange(len(ROWS)), 0, 0)
+        found = task.losses(predictor.model, batch, torch.device("cpu")).losses["label"].item()
+    rows = predictor([row["text"] for row in ROWS])
+    logits = log_odds([list(row["probabilities"].values()) for row in rows])
+    shifted = logits + 0.5 * log_odds(flags.mean(axis=0))
+    wanted = np.log1p(np.exp(np.where(flags, -shifted, shifted))).sum()
     assert found == pytest.approx(wanted, rel=1e-3)
 
 

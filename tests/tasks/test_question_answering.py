@@ -95,6 +95,8 @@ def checkpoint(tokenizer: Tokenizer, longest: int = 64, **facts: Any) -> Checkpo
             "num_attention_heads": 2,
             "intermediate_size": 64,
             "max_position_embeddings": longest,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
         },
         "here",
     )
@@ -138,7 +140,6 @@ def test_demo_rows_are_learnt_and_survive_the_disk(tmp_path: Path, words: Tokeni
     samples = task.samples(examples)
     batch = task.batch(samples, np.arange(len(samples)), epoch=0, seed=1)
     optimizer = torch.optim.AdamW(there.model.parameters(), lr=3e-3)
-    there.model.eval()  # no dropout
     counts = task.counts(batch)
     assert counts == {"answer": sum(len(sample.encoded.windows) for sample in samples)}
     for _ in range(60):
@@ -250,7 +251,7 @@ def test_answers_inside_words_are_widened_and_the_first_that_fits_is_taught(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(1, 14), st.integers(1, 20), st.integers(0, 2**32 - 1), st.booleans())
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 2**32 - 1), st.booleans())
 def test_the_best_spans_are_those_of_trying_all(
     size: int, longest: int, seed: int, ties: bool
 ) -> None:
@@ -339,7 +340,7 @@ def test_planted_answers_are_found_at_every_offset(words: Tokenizer, longest: in
 
     offsets = range(size - length + 1)
     if longest < 100:  # many windows: all seams, and a part of what lies between
-        near = {seam + i for seam in seams for i in range(-8, 9)}
+        near = {seam + i for seam in seams for i in range(-length - 1, 2)}
         offsets = sorted({i for i in near if 0 <= i <= size - length} | set(offsets[::25]))
     for offset in offsets:
         answer = task.decode(("", context), row, scores_of(row, offset))
@@ -399,7 +400,7 @@ ALPHABETS = [
 
 
 def fuzzed(draw: random.Random) -> str:
-    length = draw.randint(0, 40)
+    length = draw.randint(0, 55)
     if draw.random() < 0.5:
         return "".join(draw.choices(draw.choice(ALPHABETS), k=length))
     return "".join(draw.choices("".join(ALPHABETS), k=length))
@@ -430,7 +431,7 @@ def test_places_hold_in_any_script(kind: str, request: pytest.FixtureRequest) ->
             assert not (text[-1] in latin and after < len(context) and context[after] in latin)
         places = [(c["start"], c["end"]) for c in answer["candidates"]]
         assert len(set(places)) == len(places)
-        assert answer["score"] == pytest.approx(answer["score"])
+        assert 0 <= answer["score"] <= 1
     assert answered > 4000
     assert windows > 100
 
@@ -477,12 +478,13 @@ def test_a_text_alone_is_refused(words: Tokenizer) -> None:
 # ---- no answer, probabilities and figures
 
 
-def made(context: str, none: float, *candidates: tuple[int, int, float]) -> Answer:
-    """An answer as ``decode`` gives it."""
+def made(
+    context: str, none: float, *candidates: tuple[int, int, float], chance: float = 0.1
+) -> Answer:
+    """An answer as ``decode`` gives it; ``chance`` is that of no answer."""
     parts = [
         {"answer": context[b:e], "start": b, "end": e, "score": score} for b, e, score in candidates
     ]
-    chance = max(0.0, 1 - sum(score for _, _, score in candidates))
     return {**parts[0], "no_answer_score": none, "no_answer_probability": chance,
             "candidates": parts, "windows": 1, "truncated": False}  # fmt: skip
 
@@ -635,28 +637,27 @@ def test_from_rows_to_answers_with_and_without(
     there = checkpoint(words)
     there.facts = {}
     write_model(tmp_path / "model", there)
-    names = {"owl": "sleeps", "train": "leaves", "letter": "planted"}
     rows = [
-        {"question": f"what {asked}?", "id": f"{n}-{asked}", "answer": name if m == n else "",
-         "context": f"the last {name} {verb} in the barn by day"}
-        for m, (name, verb) in enumerate(names.items())
-        for n, asked in enumerate(names.values())
-    ] * 4  # fmt: skip
+        {"question": f"{asked} sleeps in the barn?", "id": f"{asked}-{n}",
+         "answer": name if asked == "who" else "",
+         "context": " ".join(["the last"] * n + [name, "sleeps in the barn"])}
+        for n in range(1, 7) for name in ("owl", "老师") for asked in ("who", "when")
+    ]  # fmt: skip
     train = write_lines(tmp_path / "train.jsonl", rows)
     settings_given = FinetuneSettings.of(
-        {"train": str(train), "dev": str(train), "model": str(tmp_path / "model"), "epochs": 30,
-         "task": "question_answering", "learning_rate": 3e-3, "batch_size": 12,
+        {"train": str(train), "dev": str(train), "model": str(tmp_path / "model"), "epochs": 60,
+         "task": "question_answering", "learning_rate": 3e-3, "batch_size": 8, "evaluations": 6,
          "precision": "fp32", "max_answer_tokens": 4}
     )  # fmt: skip
     folder = finetune(settings_given, tmp_path / "run")
     figures = json.loads((folder / "metrics.json").read_text("utf-8"))
     assert figures["f1"]["value"] > 0.9
-    assert figures["unanswerable"]["rows"] == 24
+    assert figures["unanswerable"]["rows"] == 12
     facts = json.loads((folder / "model" / "bert.json").read_text("utf-8"))
     assert THRESHOLD in facts["calibration"]
     assert facts["options"] == {"max_answer_tokens": 4}
     report = json.loads((folder / "data_report.json").read_text("utf-8"))
-    assert report["train"]["labels"] == {"no answer": 24}
+    assert report["train"]["labels"] == {"no answer": 12}
     predictor = bert.Predictor(folder)
     assert predictor.task.options == QuestionAnsweringOptions(max_answer_tokens=4)
     texts = [(row["question"], row["context"]) for row in rows[:9]]
@@ -668,20 +669,20 @@ def test_from_rows_to_answers_with_and_without(
     # The model learnt from rows is used on SQuAD's JSON.
     asked = [
         {"question": row["question"], "id": row["id"], "is_impossible": not row["answer"],
-         "answers": [{"text": row["answer"], "answer_start": 9}] if row["answer"] else []}
-        for row in rows[:3]
+         "answers": [{"text": "owl", "answer_start": 9}] if row["answer"] else []}
+        for row in rows[:2]
     ]  # fmt: skip
     whole = {"data": [{"paragraphs": [{"context": rows[0]["context"], "qas": asked}]}]}
     dev = tmp_path / "dev.json"
     dev.write_text(json.dumps(whole), encoding="utf-8")
     assert run("predict", folder, dev, "-o", tmp_path / "out.jsonl") == 0
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-    assert [line["answer"] for line in lines] == ["owl", "", ""]
+    assert [line["answer"] for line in lines] == ["owl", ""]
     capsys.readouterr()
     assert run("evaluate", folder, dev, "--json") == 0
     assert json.loads(capsys.readouterr().out)["f1"]["value"] == 1.0
     dev.write_text(json.dumps(whole).replace('"owl"', '"yak"'), encoding="utf-8")
     assert run("evaluate", folder, dev) == 3
-    assert f"{dev}:0-sleeps" in capsys.readouterr().err
+    assert f"{dev}:who-1" in capsys.readouterr().err
     again = read_model(folder / "model")
     assert again.kind == "span"
