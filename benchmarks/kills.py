@@ -680,8 +680,8 @@ def measure(options: argparse.Namespace, folder: Path) -> bool:
             flush=True,
         )
 
-    if options.worlds:
-        aims[MORE] = [True, False]
+    if options.four_ranks:
+        aims[MORE] = [i % 2 == 0 for i in range(options.four_ranks)]
         wholes[MORE] = run_whole(MORE, corpus, folder / "whole-more")
     for kind, mine in aims.items():
         kill_runs(kind, mine, corpus, folder, draw, wholes[kind], tally)
@@ -738,6 +738,7 @@ def measure(options: argparse.Namespace, folder: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--four-ranks", type=int, default=2, help="kills of 4 ranks besides")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--operations", type=int, default=40, help="on files, to be killed at")
     parser.add_argument("--signals", nargs="*", choices=TERMINATIONS, default=list(TERMINATIONS))

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from bert.data.rows import Example, choose_columns, no_rows, text_of
 from bert.errors import DataError
-from bert.text.files import COMPRESSIONS, open_binary, rows
+from bert.text.files import COMPRESSIONS, distinct, open_binary, rows
 from bert.text.files import _check_strings as check_strings
 
 Spans = tuple[tuple[int, str], ...]
@@ -211,7 +211,7 @@ class _Articles:
         self.at = 0  # in the text
         self.line, self.column = 1, 1  # of the text's first character
         self.ended = False
-        self.decoder = json.JSONDecoder()
+        self.decoder = json.JSONDecoder(object_pairs_hook=distinct)
 
     def read(self) -> Iterator[Any]:
         """The items, one by one."""
@@ -287,6 +287,8 @@ class _Articles:
                 raise self._wrong(error.msg, error.pos) from None
             except RecursionError:
                 raise self._wrong("The JSON is nested too deeply", self.at) from None
+            except DataError as error:
+                raise self._wrong(error.what.removesuffix("."), self.at) from None
             except ValueError as error:  # a number of thousands of digits
                 raise self._wrong(str(error), self.at) from None
             if end < len(self.text) - _MARGIN or not self._more():  # a number may go on

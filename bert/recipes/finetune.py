@@ -42,6 +42,7 @@ MOST_EVALUATED = 2000
 # How often a run that learnt nothing is started again (Mosbach et al. 2021: such runs lose
 # their gradient early on, which a longer warm-up helps).
 RESTARTS = 2
+FEWEST_STEPS = 150  # for which more epochs are taken, up to 10
 FEWEST_TO_JUDGE = 20  # held-out rows; fewer may well have one answer
 SPLIT_SEED = 1  # the same rows are held out whatever the seed of the training
 
@@ -49,9 +50,10 @@ SPLIT_SEED = 1  # the same rows are held out whatever the seed of the training
 class FinetuneSettings(Settings):
     """All of ``bert finetune``; lengths in tokens, rates as shares.
 
-    Epochs and batch are in the ranges of Devlin et al. 2018, appendix A.3; warm-up over a
-    tenth, then linear decay, as in their code. The rate is theirs (5e-5) for 768 wide models
-    and grows as 768 / width for smaller ones. A task adds settings of its own.
+    The batch is in the range of Devlin et al. 2018, appendix A.3, and so are the epochs unless
+    rows are few; warm-up over a tenth, then linear decay, as in their code. The rate is theirs
+    (5e-5) for 768 wide models and grows as 768 / width for smaller ones. A task adds settings
+    of its own.
     """
 
     train: str
@@ -61,7 +63,7 @@ class FinetuneSettings(Settings):
     task: str = "classification"
     text: list[str] = Field(default_factory=list)
     label: str | None = None
-    epochs: int = Field(3, gt=0)
+    epochs: int | None = Field(None, gt=0)
     batch_size: int = Field(32, gt=0)
     micro_batch_tokens: int = Field(8192, gt=0)
     learning_rate: float | None = Field(None, gt=0)
@@ -161,6 +163,8 @@ def _finetune(
     )
     rows = read_rows(settings, kind)
     labels = kind.labels_of(rows.train, settings.train)
+    epochs = settings.epochs or usual_epochs(len(rows.train), settings.batch_size)
+    settings = settings.model_copy(update={"epochs": epochs})
     attempt = _last_attempt(folder) if resume else 0
     settings, checkpoint, task = _begin(settings, kind, labels, attempt, rows.hash, world)
     for example in (*rows.held_out, *rows.test):
@@ -222,6 +226,14 @@ def _finetune(
 def usual_rate(hidden_size: int) -> float:
     """The peak learning rate where none is given: that of Devlin et al. 2018, more if narrow."""
     return 5e-5 * max(1.0, 768 / hidden_size)
+
+
+def usual_epochs(rows: int, batch_size: int) -> int:
+    """Passes over the rows where none are given: 3, more where those are few steps.
+
+    Models learn few rows better in more steps (Mosbach et al. 2021).
+    """
+    return min(10, max(3, -(-FEWEST_STEPS // -(-rows // batch_size))))
 
 
 def read_rows(settings: FinetuneSettings, kind: type[Task]) -> Rows:
@@ -325,6 +337,7 @@ def _fit(
     """
     assert settings.learning_rate is not None
     assert settings.evaluations is not None
+    assert settings.epochs is not None
     model = checkpoint.model
     steps = -(-len(samples) // settings.batch_size)  # of an epoch
     if len(samples) // steps < world.size:
@@ -382,6 +395,7 @@ def _fit(
             if world.first:
                 with task.published(model):
                     write_model(run / "model", checkpoint)
+                checkpoint.others = []  # they were named once
         return {f"held_out_{task.primary_metric}": score}
 
     train(

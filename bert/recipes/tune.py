@@ -25,7 +25,7 @@ from bert.hub import find_model
 from bert.metrics import plots
 from bert.model.precision import default_device
 from bert.predictor import Predictor
-from bert.recipes.finetune import FinetuneSettings, finetune, read_rows, usual_rate
+from bert.recipes.finetune import FinetuneSettings, finetune, read_rows, usual_epochs, usual_rate
 from bert.recipes.reporting import example_row
 from bert.recipes.seeds import CARD, copy_model
 from bert.report import Card, Report, write_card
@@ -82,10 +82,11 @@ def tune(
         run: Path = world.told(
             choose_folder(out, "tune", resume=resume, overwrite=overwrite) if world.first else None
         )
+        rows = read_rows(settings, kind)
         width = read_model(find_model(settings.model), tokenizer=False).config.hidden_size
         usual = {
             name: value
-            for name, value in _usual(width).items()
+            for name, value in _usual(width, len(rows.train)).items()
             if name not in settings.model_fields_set
         }
         if not usual:
@@ -94,10 +95,9 @@ def tune(
                 fix="leave one of them out",
             )
         _optuna()
-        data = read_rows(settings, kind).hash
         with world.first_before_others():
             if world.first:
-                open_run(run, "tune", settings, data, resume=resume, overwrite=overwrite)
+                open_run(run, "tune", settings, rows.hash, resume=resume, overwrite=overwrite)
         _search(run, settings, kind, usual, trials, minutes, world)
         if world.first:
             _summarise(run, settings, kind, list(usual))
@@ -105,13 +105,13 @@ def tune(
     return run
 
 
-def _usual(width: int) -> dict[str, float]:
-    """What is searched, as it is without a search."""
-    fields = FinetuneSettings.model_fields
+def _usual(width: int, rows: int) -> dict[str, float]:
+    """What is searched, as it is without a search, for rows to train on."""
+    batch_size = FinetuneSettings.model_fields["batch_size"].default
     return {
         "learning_rate": usual_rate(width),
-        "batch_size": fields["batch_size"].default,
-        "epochs": fields["epochs"].default,
+        "batch_size": batch_size,
+        "epochs": usual_epochs(rows, batch_size),
     }
 
 

@@ -27,7 +27,7 @@ from bert.metrics.ranking import RankingTally, ranks_of
 from bert.metrics.regress import RegressionTally
 from bert.model.packing import Packed, Tokens
 from bert.pooling import Pooling
-from bert.tasks.task import Answer, Mistake, Targets, Task, batch_tokens
+from bert.tasks.task import Answer, Mistake, Sample, Targets, Task, batch_tokens
 from bert.text.files import columns, rows
 from bert.text.tokenizer import Texts
 from bert.text.windows import Windowed, in_windows
@@ -71,15 +71,15 @@ class Embedding(Task):
 
     What is learnt depends on the rows:
 
-    - two texts and a score: pairs of higher score shall have the higher cosine (CoSENT, Su
-      2022), ``log(1 + sum exp(20 (cos_i - cos_j)))`` over rows i, j of which j has the higher
-      score. It goes by the order alone, so scores may have any scale.
+    - two texts and a score: their cosine shall be the score, by the squared difference (section
+      3 of the paper). Scores from 0 to 1 are taken as they are; others are stretched so that
+      the lowest of the training rows is 0 and the highest 1.
     - two like texts, and perhaps an unlike third: of all second and third texts of the batch
       the own one shall be nearest: cross-entropy over 20 times the cosines (Henderson et al.
       2017; InfoNCE, van den Oord et al. 2018). Texts that another row of the batch calls like
       the first are left out, and so is the first itself.
 
-    Rows of a batch are compared with each other, so that a step takes its batch whole. Of
+    Rows of a batch may be compared with each other, so that a step takes its batch whole. Of
     several processes each compares the rows of its own share.
 
     The mean of a long text is that over the tokens of all its windows, in training too; of
@@ -117,6 +117,7 @@ class Embedding(Task):
         # Written with the model, for sentence-transformers to make the same vectors.
         checkpoint.pooling = self.pooling
         self.texts_per_row = 1  # of rows to be answered
+        self._low, self._span = 0.0, 1.0  # of the scores
         if checkpoint.model.pooler is not None:  # which has no part in this
             checkpoint.model.pooler.requires_grad_(False)
 
@@ -196,6 +197,13 @@ class Embedding(Task):
             found.append(replace(parts[0], windows=windows))
         return found
 
+    def samples(self, examples: Sequence[Example]) -> list[Sample]:
+        """Rows as they are trained on; what their scores mean is told by all of them."""
+        scores = [example.truth for example in examples if example.truth != ALIKE]
+        low, high = min(scores, default=0.0), max(scores, default=1.0)
+        self._low, self._span = (0.0, 1.0) if low >= 0 and high <= 1 else (low, (high - low) or 1.0)
+        return super().samples(examples)
+
     def targets(self, example: Example, encoded: Windowed) -> Targets:
         """``part`` of each window, which of the row's texts it is of; of a row ``score`` [1].
 
@@ -203,7 +211,8 @@ class Embedding(Task):
         """
         keys = np.zeros(MOST_TEXTS, dtype=np.int64)
         keys[: len(example.parts)] = [_key(text) for text in example.parts]
-        score = math.nan if example.truth == ALIKE else example.truth
+        alike = example.truth == ALIKE
+        score = math.nan if alike else (example.truth - self._low) / self._span
         return {
             "part": [np.array([number]) for number in _parts(encoded)],
             "key": keys,
@@ -233,7 +242,7 @@ class Embedding(Task):
         if scores.isnan().any():
             loss, correct = contrast(vectors, keys)
         else:
-            loss, correct = order(vectors, scores)
+            loss, correct = distance(vectors, scores)
         return Outcome({"likeness": loss}, {"likeness": correct})
 
     def _vectors(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
@@ -454,19 +463,15 @@ def contrast(vectors: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits, own, reduction="sum"), found
 
 
-def order(vectors: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """CoSENT of a batch times its rows, and the share of pairs in the right order times its rows.
+def distance(vectors: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared differences of cosine and score, summed, and how many cosines are within 0.1.
 
     Args:
         vectors: [R, 3, H] of length 1, of which the first two are compared.
-        scores: [R].
+        scores: [R], 0 to 1.
     """
-    cosines = (vectors[:, 0] * vectors[:, 1]).sum(dim=-1)  # [R]
-    lower = scores[:, None] < scores[None, :]  # [R, R]
-    apart = (cosines[:, None] - cosines[None, :])[lower]
-    terms = torch.cat((apart.new_zeros(1), SCALE * apart))
-    right = (apart < 0).float().mean() if len(apart) else apart.new_ones(())
-    return len(scores) * terms.logsumexp(dim=0), len(scores) * right
+    apart = (vectors[:, 0] * vectors[:, 1]).sum(dim=-1) - scores  # [R]
+    return (apart**2).sum(), (apart.abs() < 0.1).sum()
 
 
 def _columns(path: Path, text: Sequence[str], labelled: bool) -> tuple[str, ...]:
@@ -502,7 +507,7 @@ def _score(value: Any, name: str, where: str) -> float | None:
         score = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         score = math.nan
-    if not math.isfinite(score):
+    if not abs(score) <= float(np.finfo(np.float32).max):
         raise DataError(
             f"Column {name!r} holds {value!r:.60}, which is no score.",
             where=where,

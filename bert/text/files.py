@@ -19,6 +19,7 @@ import json
 import lzma
 import shlex
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -452,13 +453,34 @@ def _check_strings(value: Any, where: str) -> None:
             stack.extend(item)
 
 
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its names and values; the hook of a decoder.
+
+    Raises:
+        DataError: a name comes twice; which value is meant one can only guess.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise DataError(
+            f"The name {twice!r:.60} comes twice in one object.", fix="keep one of them"
+        )
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=distinct)
+
+
 def _json_rows(path: Path) -> Iterator[Row]:
     for number, line in lines(path):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            values = json.loads(line)
+            values = _DECODER.decode(line)
+        except DataError as error:
+            error.where = where
+            raise
         except json.JSONDecodeError as error:
             raise DataError(
                 f"Not valid JSON: {error.msg}.",

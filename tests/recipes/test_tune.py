@@ -80,7 +80,8 @@ def test_the_first_trial_is_the_usual_run(
 ) -> None:
     tune(settings, tmp_path / "run", trials=12)
     assert len(runs.asked) == 12
-    assert runs.asked[0] == ("trial-1", 1.2e-3, 32, 3, False)  # 5e-5 * 768 / 32
+    # 5e-5 * 768 / 32, and as many epochs as so few rows are given
+    assert runs.asked[0] == ("trial-1", 1.2e-3, 32, 10, False)
     for _, rate, batch_size, epochs, _ in runs.asked:
         assert 1.2e-3 / 4 <= rate <= 1.2e-3 * 4
         assert rate == float(f"{rate:.3g}")

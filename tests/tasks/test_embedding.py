@@ -27,7 +27,6 @@ from bert.tasks.embedding import (
     EmbeddingOptions,
     EmbeddingTally,
     contrast,
-    order,
     pool_ranks,
 )
 
@@ -110,16 +109,25 @@ def unit(draw: np.random.Generator, *shape: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.tensor(draw.normal(size=shape)), dim=-1)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10_000), st.lists(st.sampled_from([0, 1, 2.5]), min_size=1, max_size=7))
-def test_the_loss_of_scores_is_the_published_sum(seed: int, scores: list[float]) -> None:
-    vectors = unit(np.random.default_rng(seed), len(scores), 3, 5)
-    cosines = [float(a @ b) for a, b, _ in vectors]
-    pairs = [(i, j) for i, j in itertools.permutations(range(len(scores)), 2)
-             if scores[i] < scores[j]]  # fmt: skip
-    wanted = math.log(1 + sum(math.exp(SCALE * (cosines[i] - cosines[j])) for i, j in pairs))
-    loss, _ = order(vectors, torch.tensor(scores))
-    assert float(loss) / len(scores) == pytest.approx(wanted, rel=1e-5, abs=1e-9)
+@pytest.mark.parametrize(
+    ("scores", "wanted"),
+    [([0.2, 0.9, 0.5], [0.2, 0.9, 0.5]), ([0, 5, 2], [0, 1, 0.4]), ([-1, 1, 0], [0, 1, 0.5]),
+     ([3, 3, 3], [0, 0, 0])],
+)  # fmt: skip
+def test_the_loss_of_scores_is_the_squared_difference(
+    model: Path, tmp_path: Path, scores: list[float], wanted: list[float]
+) -> None:
+    task, checkpoint = task_of(model)
+    rows = [{"text_a": a, "text_b": b, "score": score}
+            for a, b, score in zip(TEXTS[:3], TEXTS[1:3] * 2, scores, strict=False)]  # fmt: skip
+    examples = list(task.read(tiny.write_rows(tmp_path / "rows.jsonl", rows), (), None,
+                              labelled=True))  # fmt: skip
+    found = list(answers(task, checkpoint.model, [e.texts for e in examples], "fp32", CPU))
+    batch = task.batch(task.samples(examples), np.arange(3), 0, 1)
+    outcome = task.losses(checkpoint.model, batch, CPU)
+    apart = np.array([answer["similarity"] for answer in found]) - wanted
+    assert float(outcome.losses["likeness"].detach()) == pytest.approx((apart**2).sum(), rel=1e-4)
+    assert int(outcome.correct["likeness"]) == (np.abs(apart) < 0.1).sum()
 
 
 @settings(max_examples=50, deadline=None)
