@@ -51,7 +51,7 @@ SETS = {
 def lines_of(name: str) -> list[str]:
     path = Path(os.environ["BERT_DATA"]) / name
     path = path if path.exists() else path.with_suffix("" if path.suffix == ".xz" else ".jsonl.xz")
-    with lzma.open(path, "rt", "utf-8") if path.suffix == ".xz" else path.open() as file:
+    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open() as file:
         return file.readlines()
 
 

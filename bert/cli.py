@@ -499,6 +499,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
         print(f"Error: {known}", file=sys.stderr)
         code = known.exit_code
+    signal.signal(signal.SIGTERM, _ended)
     sys.exit(code)
 
 
@@ -622,6 +623,10 @@ def _full(number: int, name: str | None) -> BertError:
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    """There is nothing left to interrupt; an exception would only stop Python's own ending."""
 
 
 def _interrupted_code(number: int) -> int:

@@ -135,4 +135,7 @@ class MetricsFile:
         if not self.writes:
             return
         rows = [row for row in self.read() if row.get("step", 0) <= step and "final" not in row]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        # Elsewhere and then moved: a run that is killed here must not lose its curve.
+        stage = self.path.with_name(self.path.name + ".partial")
+        stage.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        stage.replace(self.path)

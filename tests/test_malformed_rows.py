@@ -22,6 +22,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import typer.main
 
 from bert.checkpoint import Checkpoint, write_model
 from bert.cli import main
@@ -43,7 +45,7 @@ Row = dict[str, Any]
 # Good files -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """One way to write the rows of a task.
 
@@ -90,11 +92,10 @@ def layouts() -> Iterator[Layout]:
         {"sentence1": row["anchor"], "sentence2": row["positive"], "score": i % 6 + 0.5}
         for i, row in enumerate(pairs)
     ]
-    yield Layout(
-        "embedding", "scored", tuple(scored), every, ("sentence1", "sentence2"), "score"
-    )
+    yield Layout("embedding", "scored", tuple(scored), every, ("sentence1", "sentence2"), "score")
     asked = [
-        {"context": "", "question": "", **row, "label": str(row["label"])} for row in demo("multiple_choice")
+        {"context": "", "question": "", **row, "label": str(row["label"])}
+        for row in demo("multiple_choice")
     ]
     yield Layout("multiple_choice", "list", tuple(asked), every, ("question", "context"), "label")
     numbered = [
@@ -135,6 +136,7 @@ def layouts() -> Iterator[Layout]:
 
 
 LAYOUTS = list(layouts())
+TOKENS = next(layout for layout in LAYOUTS if layout.form == "tokens")
 
 
 def lines_of(layout: Layout, rows: Sequence[Row], suffix: str) -> tuple[list[str], list[int]]:
@@ -448,7 +450,8 @@ DAMAGES = [
            "line", CONLL, answers=True),
     Damage("tag-empty", "text", lambda data, draw: data.replace(b" O", b"\t").replace(b" ", b"\t"),
            None, CONLL, answers=True),
-    Damage("one-column", "text", lambda data, draw: re.sub(rb" \S+", b"", data), ":1", CONLL),
+    Damage("one-column", "text", lambda data, draw: re.sub(rb" \S+", b"", data), ":1", CONLL,
+           answers=True),
     Damage("documents-only", "text", lambda data, draw: b"-DOCSTART- -X- O\n\n" * 2, "", CONLL),
     # Texts
     Damage("text-a-number", "row", value(TEXT_NAMES, 3, 2.5, 10**15), "row", TYPED, has_text),
@@ -596,6 +599,25 @@ DAMAGES = [
 LONG = Damage("long-line", "line", lambda line, draw: line[:9] + b"x" * (17 * 2**20), "line")
 
 
+# What is no fault of a file to learn from, but of one to measure a model on.
+UNMEASURED = [
+    Damage("label-unknown", "row", value("label", "gud"), "row", (".jsonl", *TABLES), classifies),
+    Damage("label-missing", "row", value("label", None, ""), "row", (".jsonl", *TABLES),
+           classifies),
+    Damage("labels-unknown", "row", value("labels", ["food", "fod"]), "row", TYPED,
+           of("multilabel")),
+    Damage("score-missing", "row", value("score", None), "row", (".jsonl", *TABLES), has_score),
+    Damage("type-unknown", "row", span(type="PLACE"), "row", TYPED,
+           of("tagging", form="spans")),
+    Damage("entities-missing", "row", value("entities", None), "row", TYPED,
+           of("tagging", form="spans")),
+    Damage("answer-missing", "row", value("answer", None), "row", TYPED,
+           of("question_answering", form="short")),
+    Damage("choice-missing", "row", value("label", None, ""), "row", TYPED,
+           of("multiple_choice")),
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Case:
     damage: Damage
@@ -704,8 +726,10 @@ def cases() -> tuple[Case, ...]:
             compressions = ["", "", ".gz", ".xz", ".zst"]
             if damage.packed:
                 compressions = [".gz", ".xz"]
-            if suffix == ".parquet" or damage.at == "suffix" or (
-                damage.at == "stored" and not damage.packed
+            if (
+                suffix == ".parquet"
+                or damage.at == "suffix"
+                or (damage.at == "stored" and not damage.packed)
             ):
                 compressions = [""]
             found.append(Case(damage, layout, suffix, draw.choice(compressions), str(len(found))))
@@ -722,6 +746,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(autouse=True)
+def parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser is built once, not for each of a thousand commands."""
+    monkeypatch.setattr(typer.main, "get_command", cache(typer.main.get_command))
 
 
 def below(*folders: Path) -> dict[str, bytes]:
@@ -793,3 +823,113 @@ def test_malformed_files_are_refused(
 ) -> None:
     mine = [case for case in cases() if case.layout.task == task]
     refused(mine, lambda case, file: ["check", str(file), "--task", task], here, capsys)
+
+
+def test_every_format_and_task_is_damaged() -> None:
+    found = cases()
+    assert len(found) == len({(case.damage.name, case.seed) for case in found}) == FILES
+    assert {str(case.layout) for case in found} == {str(layout) for layout in LAYOUTS}
+    files = {case.suffix + case.compression for case in found}
+    packed = {suffix + end for suffix in TEXT_FILES for end in ("", ".gz", ".xz", ".zst")}
+    assert files == {".parquet", *packed}
+
+
+def test_lines_longer_than_memory_allows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = [
+        Case(LONG, layout, suffix, compression, "1")
+        for layout, suffix, compression in (
+            (LAYOUTS[0], ".jsonl", ".gz"), (LAYOUTS[0], ".csv", ""), (TOKENS, ".conll", "")
+        )
+    ]  # fmt: skip
+    refused(
+        long, lambda case, file: ["check", str(file), "--task", case.layout.task], here, capsys
+    )
+
+
+def sample(count: int, wanted: Callable[[Case], bool]) -> list[Case]:
+    """Cases of different damages, from all tasks in turn."""
+    waiting = {task: [case for case in cases() if case.layout.task == task and wanted(case)]
+               for task in TASKS}  # fmt: skip
+    found: list[Case] = []
+    for task in cycle(TASKS):
+        done = {case.damage for case in found}
+        fresh = [case for case in waiting[task] if case.damage not in done]
+        found.append((fresh or waiting[task])[0])
+        waiting[task].remove(found[-1])
+        if len(found) == count:
+            return found
+    raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout], Path]:
+    """A tiny model for each layout, as if it had been fine-tuned on its good rows."""
+    folder = tmp_path_factory.mktemp("models")
+    texts = [json.dumps(row, ensure_ascii=False) for layout in LAYOUTS for row in layout.rows]
+    tokenizer = train_wordpiece(lambda: texts, vocab_size=300, lowercase=True)
+    config = FAMILY.size("tiny", vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+
+    @cache
+    def model(layout: Layout) -> Path:
+        kind = load_task(layout.task)
+        suffix = layout.formats[0]
+        file = folder / f"{layout}{suffix}"
+        file.write_text("\n".join(lines_of(layout, layout.rows, suffix)[0]), "utf-8")
+        labels = kind.labels_of(list(kind.read(file, [], None, labelled=True)), "")
+        torch.manual_seed(0)
+        network = FAMILY.build(kind.kind, config, max(len(labels), 1))
+        texts_per_row = 2 if layout.form == "pair" else 1
+        facts = {"task": kind.name, "texts_per_row": texts_per_row, "max_length": 64}
+        checkpoint = Checkpoint(network, kind.kind, FAMILY, labels, tokenizer, facts)
+        kind(checkpoint)  # which may change the network
+        write_model(folder / str(layout), checkpoint)
+        return folder / str(layout)
+
+    # Rows before the damage have their answers by then.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bert.bulk.TEXTS_AT_ONCE", 4)
+        yield model
+
+
+Models = Callable[[Layout], Path]
+
+
+def test_predict_refuses_and_leaves_no_part(
+    here: Path, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(
+        sample(60, lambda case: not case.damage.answers),
+        lambda case, file: ["predict", str(models(case.layout)), str(file), "-o", "out.jsonl"],
+        here,
+        capsys,
+    )
+
+
+def test_evaluate_refuses_and_leaves_no_part(
+    here: Path, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = sample(60, lambda case: not (case.damage.answers and case.damage.at == "text"))
+    mine += [
+        Case(damage, layout, suffix, "", "7")
+        for damage, places in combinations(UNMEASURED).items()
+        for layout, suffix in places
+    ]
+    refused(
+        mine, lambda case, file: ["evaluate", str(models(case.layout)), str(file)], here, capsys
+    )
+
+
+@pytest.mark.parametrize("role", ["train", "dev", "test"])
+def test_finetune_refuses_and_leaves_no_run(
+    role: str, here: Path, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file to measure on is refused before anything is learnt."""
+
+    def command(case: Case, file: Path) -> list[str]:
+        base = ["--model", str(models(LAYOUTS[0])), "--task", case.layout.task, "--out", "run"]
+        good = str(models(case.layout)) + case.layout.formats[0]
+        files = [str(file)] if role == "train" else [good, f"--{role}", str(file)]
+        return ["finetune", *files, *base]
+
+    whole = sample(30, lambda case: role == "train" or case.damage.at in ("row", "line"))
+    refused(whole, command, here, capsys)

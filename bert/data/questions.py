@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 
 from bert.data.rows import Example, choose_columns, no_rows, text_of
 from bert.errors import DataError
-from bert.text.files import COMPRESSIONS, distinct, open_binary, rows
-from bert.text.files import _check_strings as check_strings
+from bert.text.files import COMPRESSIONS, check_strings, distinct, open_binary, rows
 
 Spans = tuple[tuple[int, str], ...]
 

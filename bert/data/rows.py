@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ class DataReport:
         labels: label -> how often it is the answer, or a part of it, in kept rows.
         duplicates: kept rows whose text and label appeared before.
         contradictions: kept rows whose text appeared before with another label.
+        half_empty: kept pairs of which one text is empty, as file:row.
         characters: length of each kept text.
     """
 
@@ -74,6 +76,7 @@ class DataReport:
     labels: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     contradictions: int = 0
+    half_empty: list[str] = field(default_factory=list)
     characters: list[int] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
@@ -89,6 +92,7 @@ class DataReport:
             "labels": dict(self.labels.most_common()),
             "duplicates": self.duplicates,
             "contradictions": self.contradictions,
+            "half_empty": {"rows": len(self.half_empty), "first": self.half_empty[:100]},
             "characters": {
                 "median": float(np.median(lengths)),
                 "95%": float(np.percentile(lengths, 95)),
@@ -199,12 +203,12 @@ def text_of(value: Any, name: str, where: str) -> str:
 
 
 def label_name(value: Any, where: str) -> str | None:
-    """The name in a column of labels; None where it is empty.
+    """The name in a column of labels; None where it is empty, or not-a-number as pandas writes it.
 
     Raises:
         DataError: it holds more than one value.
     """
-    if value is None or value == "":
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, list | dict):
         raise DataError(
@@ -246,6 +250,8 @@ def training_examples(
             continue
         if seen.setdefault(fingerprint(example), example.truth) != example.truth:
             report.contradictions += 1
+        if len(example.parts) == 2 and not all(part.strip() for part in example.parts):
+            report.half_empty.append(example.where)
         report.kept += 1
         report.labels.update(names(example.truth))
         report.characters.append(sum(len(part) for part in example.parts))
@@ -262,7 +268,10 @@ def training_examples(
 
 def fingerprint(example: Example) -> bytes:
     """What two rows of the same texts share."""
-    text = "\0".join(example.parts)
+    return _mark("\0".join(example.parts))
+
+
+def _mark(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -290,12 +299,20 @@ def sorted_labels(names: Sequence[str], where: str | None = None) -> list[str]:
 
 
 def stratified_split(
-    examples: Sequence[Example], names: Callable[[Any], Iterable[str]], share: float, seed: int
+    examples: Sequence[Example],
+    names: Callable[[Any], Iterable[str]],
+    group: Callable[[Example], str],
+    share: float,
+    seed: int,
 ) -> tuple[list[Example], list[Example]]:
     """Examples to train on and a share of every label held out.
 
-    Rows of the same text stay on one side. A row with several labels counts for the first of
-    ``names``, one with none for none.
+    Args:
+        examples: all.
+        names: the truth of a row -> its labels; it counts for the first of them.
+        group: what rows share that must stay on one side, such as their text.
+        share: of the groups of each label that is held out.
+        seed: of the draw.
 
     Raises:
         DataError: too few rows to hold any out.
@@ -303,7 +320,7 @@ def stratified_split(
     texts: dict[str, dict[bytes, list[Example]]] = {}
     side: dict[bytes, str] = {}
     for example in examples:
-        mark = fingerprint(example)
+        mark = _mark(group(example))
         owner = side.setdefault(mark, next(iter(names(example.truth)), ""))
         texts.setdefault(owner, {}).setdefault(mark, []).append(example)
     train: list[Example] = []

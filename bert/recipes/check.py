@@ -46,6 +46,8 @@ def check_file(
         print(f"the same text and label again: {report.duplicates:,} rows")
     if report.contradictions:
         print(f"the same text with another label: {report.contradictions:,} rows")
+    if halves := report.half_empty:
+        print(f"one text of two is empty: {len(halves):,} rows, such as {halves[0]}")
     characters = summary["characters"]
     print(
         f"characters a row: median {characters['median']:,.0f}, 95% below "

@@ -163,7 +163,7 @@ def _finetune(
     )
     rows = read_rows(settings, kind)
     labels = kind.labels_of(rows.train, settings.train)
-    epochs = settings.epochs or usual_epochs(len(rows.train), settings.batch_size)
+    epochs = settings.epochs or kind.epochs or usual_epochs(len(rows.train), settings.batch_size)
     settings = settings.model_copy(update={"epochs": epochs})
     attempt = _last_attempt(folder) if resume else 0
     settings, checkpoint, task = _begin(settings, kind, labels, attempt, rows.hash, world)
@@ -256,7 +256,9 @@ def read_rows(settings: FinetuneSettings, kind: type[Task]) -> Rows:
         held_out, dev_report = of(settings.dev)
         facts["dev"] = dev_report.summary()
     else:
-        examples, held_out = stratified_split(examples, kind.names, settings.held_out, SPLIT_SEED)
+        examples, held_out = stratified_split(
+            examples, kind.names, kind.group, settings.held_out, SPLIT_SEED
+        )
         facts["dev"] = "a stratified share of train"
     test: list[Example] = []
     if settings.test is not None:
@@ -477,7 +479,7 @@ def _tell(facts: dict[str, Any]) -> None:
     labels = len(facts["train"]["labels"])
     log.say(
         f"{facts['rows_to_train_on']:,} rows to train on, {facts['rows_held_out']:,} held out"
-        + (f", {labels} labels" if labels else "")
+        + (f", {labels} label{'s' * (labels != 1)}" if labels else "")
     )
     for reason, dropped in facts["train"]["dropped"].items():
         log.notice(

@@ -53,6 +53,7 @@ class FewShot(Classification):
     """
 
     rate_share = 0.4
+    epochs = 3  # each row is shown many times in one
     whole_batches = True
 
     def __init__(self, checkpoint: Checkpoint, options: Settings | None = None) -> None:

@@ -136,6 +136,11 @@ class QuestionAnswering(Task):
         return label or ANSWERS[0] if is_json(path) else super().label_column(path, label)
 
     @classmethod
+    def group(cls, example: Example) -> str:
+        """The context: another question about it would tell of it."""
+        return example.parts[1]
+
+    @classmethod
     def names(cls, truth: Spans) -> list[str]:
         """That there is no answer is worth counting."""
         return [] if truth else ["no answer"]

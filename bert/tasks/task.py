@@ -93,9 +93,9 @@ class Task(ABC):
     by (empty for a task that is not trained), and ``greater_is_better``, its direction;
     ``label_columns``, the columns taken for answers when none is named; ``whole_batches``,
     whether rows of a batch are compared with each other, so that it must not be divided;
-    ``rate_share``, of the usual learning rate, where none is given; ``problem_type``, what
-    ``transformers`` calls it; ``places``, whether answers are places of the text; ``demo_rows``,
-    eight rows for tests and documentation.
+    ``rate_share``, of the usual learning rate, and ``epochs``, in place of the usual ones, where
+    none are given; ``problem_type``, what ``transformers`` calls it; ``places``, whether answers
+    are places of the text; ``demo_rows``, eight rows for tests and documentation.
 
     ``remarks`` of an instance are for the data report: what ``samples`` found about the rows.
     """
@@ -109,6 +109,7 @@ class Task(ABC):
     places: ClassVar[bool] = False
     whole_batches: ClassVar[bool] = False
     rate_share: ClassVar[float] = 1.0
+    epochs: ClassVar[int | None] = None
     demo_rows: ClassVar[Sequence[dict[str, Any]]] = ()
 
     name: ClassVar[str]
@@ -187,6 +188,11 @@ class Task(ABC):
             DataError: there is nothing to tell apart.
         """
         return []
+
+    @classmethod
+    def group(cls, example: Example) -> str:
+        """What rows share that must not be trained on and measured on both: their texts."""
+        return "\0".join(example.parts)
 
     def check(self, example: Example) -> None:
         """Make sure that the model can be measured on a row.

@@ -425,7 +425,7 @@ def _check_names(names: list[str], where: str) -> list[str]:
     return names
 
 
-def _check_strings(value: Any, where: str) -> None:
+def check_strings(value: Any, where: str) -> None:
     """Refuse characters that no text has in the strings of a row, however deep they lie."""
     stack = [value]  # not recursive: rows can be nested deeper than Python's own stack
     while stack:
@@ -503,7 +503,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
                 f"The line holds {kind}, not an object.", where=where, fix=_one_object(path, line)
             )
         if "\\u" in line:  # the only way in: raw NULs and surrogates never pass lines()
-            _check_strings(values, where)
+            check_strings(values, where)
         yield Row(values, where)
 
 
@@ -617,5 +617,5 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for row in values:
                 number += 1
                 where = f"{path}:{number}"
-                _check_strings(row, where)
+                check_strings(row, where)
                 yield Row(row, where)

@@ -445,6 +445,7 @@ def test_places_hold_in_any_script(kind: str, request: pytest.FixtureRequest) ->
         ("x-ray, 1990s", {"x", "-", "ray", ",", "1990s"}),
         ("老师 iPhone手机", {"老", "师", "iPhone", "手", "机"}),
         ("cafe\u0301s", {"cafe\u0301s"}),
+        ("cafe\u0301 owl", {"cafe\u0301", "owl"}),
     ],
 )
 def test_answers_end_where_words_do(words: Tokenizer, text: str, answer_parts: set[str]) -> None:
