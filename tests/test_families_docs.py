@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,17 +14,14 @@ import pytest
 import torch
 
 from bert.checkpoint import Checkpoint, write_model
-from bert.data.rows import Example
 from bert.errors import BertError, UsageError
-from bert.evaluation import evaluate
 from bert.families.family import Family, family_names, load_family
 from bert.model.config import BertConfig
 from bert.model.heads import HEADS
 from bert.predictor import Predictor
-from bert.recipes.finetune import FinetuneSettings
 from bert.recipes.plans import plan_for
 from bert.recipes.pretrain import PretrainSettings
-from bert.tasks.task import load_task
+from bert.tasks.task import load_task, task_names
 from bert.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -61,10 +59,8 @@ def verbs(
 ) -> list[str]:
     """What the commands do with this head today."""
     found = ["pretrain"] if (name, kind) in made else []
-    trained = {
-        load_task(task).kind for task in get_args(FinetuneSettings.model_fields["task"].annotation)
-    }
-    if kind in trained:
+    tasks = [load_task(task) for task in task_names()]
+    if any(task.kind == kind for task in tasks if task.primary_metric):
         found.append("finetune")
     family = load_family(name)
     config = replace(
@@ -77,14 +73,18 @@ def verbs(
         predictor = Predictor(directory)
     except BertError:
         return found
-    text = "The small [MASK] sings."
-    assert predictor(text)["truncated"] is False
-    try:
-        evaluate(predictor, [Example(text, "good", "row 1")])
+    rows = directory.with_suffix(".jsonl")
+    demo = [*predictor.task.demo_rows, {"text": "The small [MASK] sings."}]
+    rows.write_text(json.dumps(demo[0]) + "\n", encoding="utf-8")
+    (example,) = predictor.task.read(rows, [], None, labelled=False)
+    texts = example.parts[0] if kind == "encoder" else example.texts
+    (answer,) = predictor([texts])
+    assert answer["truncated"] is False
+    if predictor.task.primary_metric:
         found.append("evaluate")
-    except BertError:
-        pass
-    return [*found, "predict", "serve"]  # the server takes every predictor
+    found.append("predict")
+    # The server takes texts and pairs.
+    return [*found, "serve"] if isinstance(texts, str) or len(texts) == 2 else found
 
 
 def table(can: Mapping[tuple[str, str], list[str]]) -> str:

@@ -12,7 +12,7 @@ import os
 import random
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
@@ -35,6 +35,7 @@ FILES = 1000
 COPIES = 3  # of the demo rows in a file
 TASKS = [name for name in task_names() if load_task(name).primary_metric]
 TABLES = (".csv", ".tsv")
+ROWS = (".jsonl", ".csv", ".tsv", ".parquet")
 WITH_TYPES = (".jsonl", ".parquet", ".json")
 TEXT_FILES = (".jsonl", ".csv", ".tsv", ".conll", ".json")
 SCREEN = 15  # lines
@@ -74,30 +75,29 @@ def demo(task: str) -> list[Row]:
 
 
 def layouts() -> Iterator[Layout]:
-    every = (".jsonl", ".csv", ".tsv", ".parquet")
     for task in ("classification", "few_shot", "multilabel", "regression"):
         label = {"multilabel": "labels", "regression": "score"}.get(task, "label")
         rows = demo(task)
         for row in rows if task == "regression" else ():
             row["score"] = float(row["score"])
-        yield Layout(task, "text", tuple(rows), every, ("text",), label)
+        yield Layout(task, "text", tuple(rows), ROWS, ("text",), label)
         pairs = [{"text_a": row["text"], "text_b": "so it is", label: row[label]} for row in rows]
-        yield Layout(task, "pair", tuple(pairs), every, ("text_a", "text_b"), label)
+        yield Layout(task, "pair", tuple(pairs), ROWS, ("text_a", "text_b"), label)
     pairs = demo("embedding")
-    yield Layout("embedding", "pairs", tuple(pairs), every, ("anchor", "positive"), "")
+    yield Layout("embedding", "pairs", tuple(pairs), ROWS, ("anchor", "positive"), "")
     triplets = [{**row, "negative": "a boat at sea"} for row in pairs]
     texts = ("anchor", "positive", "negative")
-    yield Layout("embedding", "triplets", tuple(triplets), every, texts, "")
+    yield Layout("embedding", "triplets", tuple(triplets), ROWS, texts, "")
     scored = [
         {"sentence1": row["anchor"], "sentence2": row["positive"], "score": i % 6 + 0.5}
         for i, row in enumerate(pairs)
     ]
-    yield Layout("embedding", "scored", tuple(scored), every, ("sentence1", "sentence2"), "score")
+    yield Layout("embedding", "scored", tuple(scored), ROWS, ("sentence1", "sentence2"), "score")
     asked = [
         {"context": "", "question": "", **row, "label": str(row["label"])}
         for row in demo("multiple_choice")
     ]
-    yield Layout("multiple_choice", "list", tuple(asked), every, ("question", "context"), "label")
+    yield Layout("multiple_choice", "list", tuple(asked), ROWS, ("question", "context"), "label")
     numbered = [
         {
             "question": row["question"] or row["context"],
@@ -106,20 +106,25 @@ def layouts() -> Iterator[Layout]:
         }
         for row in asked
     ]
-    yield Layout("multiple_choice", "numbered", tuple(numbered), every, ("question",), "label")
+    yield Layout("multiple_choice", "numbered", tuple(numbered), ROWS, ("question",), "label")
     spans = demo("tagging")
     yield Layout("tagging", "spans", tuple(spans), (".jsonl", ".parquet"), ("text",), "entities")
     tagged = [
-        {"tokens": ["Ada", "Lee", "lives", "in", "Rome"],
-         "tags": ["B-PER", "I-PER", "O", "O", "B-LOC"]},
-        {"tokens": ["Nobody", "called"], "tags": ["O", "O"]},
-    ] * 8  # fmt: skip
+        row
+        for city in ("Rome", "Oslo", "Paris", "Lima", "Bern", "Kiev", "Riga", "上海")
+        for row in (
+            {"tokens": ["Ada", "Lee", "lives", "in", city],
+             "tags": ["B-PER", "I-PER", "O", "O", "B-LOC"]},
+            {"tokens": [city, "is", "far"], "tags": ["B-LOC", "O", "O"]},
+            {"tokens": ["Nobody", "called"], "tags": ["O", "O"]},
+        )
+    ]  # fmt: skip
     yield Layout(
         "tagging", "tokens", tuple(tagged), (".jsonl", ".parquet", ".conll"), ("tokens",), "tags"
     )
     questions = demo("question_answering")
     texts = ("question", "context")
-    yield Layout("question_answering", "short", tuple(questions), every, texts, "answer")
+    yield Layout("question_answering", "short", tuple(questions), ROWS, texts, "answer")
     hub = [
         {
             "id": f"q{number}",
@@ -221,7 +226,6 @@ class Damage:
         last: the file ends there.
         answers: it is in an answer, which prediction does not read.
         packed: it is one of compressed files.
-        passed: files that pass; the line ``reported`` tells of it.
     """
 
     name: str
@@ -428,7 +432,7 @@ DAMAGES = [
     Damage("header-name-empty", "text", lambda data, draw: b",text,label\n0,b,c\n", ":1", CSV),
     Damage("header-unlike", "text",
            lambda data, draw: b"x" + data.replace(b",", b",x", data.split(b"\n")[0].count(b",")),
-           "", CSV),
+           None, CSV),
     Damage("separator-unlike", "text",
            lambda data, draw: data.replace(b",", draw.choice([b";", b"|"])), None, CSV),
     # Parquet
@@ -459,7 +463,8 @@ DAMAGES = [
     Damage("text-a-list", "row", value(TEXT_NAMES, ["a"], [["a"]]), "row", TYPED, has_text),
     Damage("text-an-object", "row", value(TEXT_NAMES, {"a": "b"}), "row", TYPED, has_text),
     Damage("tokens-no-text", "row",
-           value("tokens", [1, 2, 3, 4, 5], [["a"]], [{"a": 1}]), "row", TYPED, of("tagging", form="tokens")),
+           value("tokens", [1, 2, 3, 4, 5], [["a"]], [{"a": 1}]), "row", TYPED,
+           of("tagging", form="tokens")),
     Damage("tokens-an-object", "row", value("tokens", {"a": "b"}, 3), "row", TYPED,
            of("tagging", form="tokens")),
     Damage("text-null", "row", value(("question", "context"), None), "row", TYPED,
@@ -476,10 +481,10 @@ DAMAGES = [
     Damage("labels-no-list", "row", value("labels", "[food", '["food", ', "[food]"), "row", TABLES,
            of("multilabel"), answers=True),
     Damage("score-no-number", "row", value("score", "abc", "1,5", "five", "3.5.2", "0x10"), "row",
-           (".jsonl", ".csv", ".tsv", ".parquet"), has_score, answers=True),
+           ROWS, has_score, answers=True),
     Damage("score-not-finite", "row",
            value("score", float("nan"), float("inf"), float("-inf"), 1e39), "row",
-           (".jsonl", ".csv", ".tsv", ".parquet"), has_score, answers=True),
+           ROWS, has_score, answers=True),
     Damage("score-of-a-type", "row", value("score", [3], {"a": 1}, True, [], "nan", "inf"), "row",
            TYPED, has_score, answers=True),
     Damage("one-label", "text",
@@ -498,11 +503,11 @@ DAMAGES = [
            answers=True),
     # Choices
     Damage("choice-out-of-range", "row", value("label", "99", "-1", "Z", "1.5", "not there", "b"),
-           "row", (".jsonl", ".csv", ".tsv", ".parquet"), of("multiple_choice"), answers=True),
+           "row", ROWS, of("multiple_choice"), answers=True),
     Damage("choice-of-a-type", "row", value("label", 7, -1, 1.5, ["A"], {"a": 1}, True, [0]),
            "row", TYPED, of("multiple_choice"), answers=True),
     Damage("choices-too-few", "row", value("choices", [], ["one"], ["one", ""], ["a", " "]), "row",
-           (".jsonl", ".csv", ".tsv", ".parquet"), of("multiple_choice", form="list")),
+           ROWS, of("multiple_choice", form="list")),
     Damage("choices-no-list", "row", value("choices", "one", "[1", 5, {"text": "x"}, {}, "{}"),
            "row", TYPED, of("multiple_choice", form="list")),
     Damage("choices-no-texts", "row",
@@ -512,7 +517,7 @@ DAMAGES = [
            of("multiple_choice", form="list")),
     Damage("choice-in-the-middle-empty", "row",
            lambda row, draw: {**row, "choice0": "", "choice2": "a", "choice3": "b"}, "row",
-           (".jsonl", ".csv", ".tsv", ".parquet"), of("multiple_choice", form="numbered")),
+           ROWS, of("multiple_choice", form="numbered")),
     # Spans and tags
     Damage("span-outside", "row", span(end=500), "row", TYPED, of("tagging", form="spans"),
            answers=True),
@@ -549,11 +554,11 @@ DAMAGES = [
            ["O O", 3, {"a": 1}, [["O"]] * len(row["tags"]), [1] * len(row["tags"]),
             [None] * len(row["tags"])])}, "row", TYPED, of("tagging", form="tokens"),
            answers=True),
-    Damage("tags-in-a-table", "suffix", lambda suffix, draw: draw.choice([".csv", ".tsv.gz"]), "",
+    Damage("tags-in-a-table", "suffix", lambda suffix, draw: draw.choice([".csv", ".tsv.gz"]), None,
            JSONL, of("tagging"), answers=True),
     # Answers
     Damage("answer-elsewhere", "row", value("answer", "not in there", "IN THE BARN "), "row",
-           (".jsonl", ".csv", ".tsv", ".parquet"), of("question_answering", form="short"),
+           ROWS, of("question_answering", form="short"),
            answers=True),
     Damage("answer-of-a-type", "row", value("answer", 7, True, {"text": 5}, {"start": 3}, [3],
            [["a"]], [None]), "row", TYPED, of("question_answering", form="short"), answers=True),
@@ -596,6 +601,7 @@ DAMAGES = [
     Damage("squad-text-null", "row", value(("question", "context"), None, 3, ["a"]), None,
            ONE_JSON),
 ]  # fmt: skip
+NOTHING = Damage("nothing", "line", lambda line, draw: line)
 LONG = Damage("long-line", "line", lambda line, draw: line[:9] + b"x" * (17 * 2**20), "line")
 
 
@@ -615,6 +621,39 @@ UNMEASURED = [
            of("question_answering", form="short")),
     Damage("choice-missing", "row", value("label", None, ""), "row", TYPED,
            of("multiple_choice")),
+]  # fmt: skip
+
+
+# What stops nobody: the data report tells it, or there is nothing to tell.
+HARMLESS = [
+    Damage("left out: no label", "row", value(LABEL_NAMES, None), fits=labelled, formats=TYPED),
+    Damage("left out: no label", "row", value(LABEL_NAMES, None), formats=TABLES,
+           fits=lambda layout: labelled(layout) and layout.task != "question_answering"),
+    Damage("left out: no label", "row", value("label", float("nan")), fits=classifies,
+           formats=JSONL),
+    Damage("left out: no label", "row", without(*LABEL_NAMES), fits=labelled, formats=JSONL),
+    Damage("left out: no text", "row", value("text", "", " ", "\u3000"), fits=of(
+           "classification", "few_shot", "multilabel", "regression", form="text"),
+           formats=ROWS),
+    Damage("left out: no text", "row", without("text"), formats=JSONL, fits=of(
+           "classification", "few_shot", "multilabel", "regression", form="text")),
+    Damage("left out: no text", "row", value(("anchor", "positive"), None, " "),
+           fits=lambda layout: layout.form in ("pairs", "triplets"), formats=TYPED),
+    Damage("half empty", "row", value(("text_a", "text_b"), "", " "),
+           fits=lambda layout: layout.form == "pair",
+           formats=ROWS),
+    Damage("half empty", "row", without("text_a", "text_b"),
+           fits=lambda layout: layout.form == "pair", formats=JSONL),
+    Damage("another label", "row", value("label", "gud"), fits=classifies),
+    Damage("row twice", "line", lambda line, draw: line + b"\n" + line,
+           formats=(".jsonl", ".csv", ".tsv")),
+    Damage("nothing", "line", lambda line, draw: line + b"\n\n \n"[: draw.choice([1, 2])],
+           formats=(".jsonl", ".csv", ".tsv"), fits=lambda layout: layout.form != "tokens"),
+    Damage("nothing", "line", changed(b"{", b'{"more": [1], ', b'{"\xc3\xa9": null, '),
+           formats=JSONL),
+    Damage("nothing", "text", lambda data, draw: data.replace(b"\n", b"\r\n")),
+    Damage("nothing", "text", lambda data, draw: b"\xef\xbb\xbf" + data),
+    Damage("nothing", "text", lambda data, draw: data.rstrip(b"\n")),
 ]  # fmt: skip
 
 
@@ -825,6 +864,42 @@ def test_malformed_files_are_refused(
     refused(mine, lambda case, file: ["check", str(file), "--task", task], here, capsys)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_harmless_damages_are_reported(
+    task: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def report(file: Path) -> dict[str, Any]:
+        code, out, said = run(["check", str(file), "--task", task, "--json"], capsys)
+        assert (code, said) == (0, ""), said
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    for damage, places in combinations(HARMLESS).items():
+        for layout, suffix in places:
+            if layout.task != task:
+                continue
+            case = Case(damage, layout, suffix, "", "3")
+            file, place = case.write(Path())
+            where = f"{file}{place}"
+            told = report(file)
+            good = report(Case(NOTHING, layout, suffix, "", "3").write(Path())[0])
+            if damage.name.startswith("left out: "):
+                reason = damage.name.removeprefix("left out: ")
+                assert told["dropped"] == {reason: {"rows": 1, "first": [where]}}, case
+                assert (told["rows"], told["kept"]) == (good["rows"], good["kept"] - 1)
+                continue
+            assert told["dropped"] == good["dropped"] == {}
+            if damage.name == "half empty":
+                assert told["half_empty"] == {"rows": 1, "first": [where]}, case
+            elif damage.name == "another label":
+                assert told["labels"]["gud"] == 1, case
+            elif damage.name == "row twice":
+                again = told["duplicates"] + told["contradictions"]
+                assert again == good["duplicates"] + good["contradictions"] + 1, case
+            else:
+                assert told == good, case
+
+
 def test_every_format_and_task_is_damaged() -> None:
     found = cases()
     assert len(found) == len({(case.damage.name, case.seed) for case in found}) == FILES
@@ -841,9 +916,7 @@ def test_lines_longer_than_memory_allows(here: Path, capsys: pytest.CaptureFixtu
             (LAYOUTS[0], ".jsonl", ".gz"), (LAYOUTS[0], ".csv", ""), (TOKENS, ".conll", "")
         )
     ]  # fmt: skip
-    refused(
-        long, lambda case, file: ["check", str(file), "--task", case.layout.task], here, capsys
-    )
+    refused(long, lambda case, file: ["check", str(file), "--task", case.layout.task], here, capsys)
 
 
 def sample(count: int, wanted: Callable[[Case], bool]) -> list[Case]:

@@ -33,6 +33,9 @@ FEWEST_TO_CALIBRATE = 100
 ROWS_AT_ONCE = 512
 # Probabilities count as this at least where their logarithm is needed.
 TINY = 1e-300
+LOWEST = math.log(TINY)
+# The greatest exponent of a calibration; its inverse is the least.
+MOST_BENT = 4.0
 # One label for all rows is no sign of failure where the model is so sure of it on average, and
 # the logits of rows have so great a standard deviation.
 SURE, SPREAD = 0.9, 0.5
@@ -143,11 +146,11 @@ class Classification(Task):
     def decide(self, answer: Answer, calibration: Mapping[str, Any]) -> Answer:
         """The answer with probabilities that were made honest; the label stays."""
         given = answer["probabilities"]
-        row = tempered(list(given.values()), temperature_of(calibration))
+        row = tempered(list(given.values()), *temper_of(calibration))
         return {**answer, "probabilities": dict(zip(given, row, strict=True))}
 
     def calibrate(self, examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, Any]:
-        """``temperature``, and the calibration error without it."""
+        """As ``calibration_of`` gives it."""
         rows = [list(answer["probabilities"].values()) for answer in answers]
         return calibration_of(rows, [self.labels.index(example.truth) for example in examples])
 
@@ -223,26 +226,59 @@ class ClassificationTally:
 
 
 def temperature_of(calibration: Mapping[str, Any]) -> float:
-    """The temperature in what ``calibrate`` found, which a file may tell.
+    """The temperature in what ``calibrate`` found, which a file may tell; 1 where there is none.
 
     Raises:
         ModelError: it is no temperature.
     """
-    value = calibration.get("temperature", 1.0)
+    return _positive(calibration, "temperature", 1.0)
+
+
+def temper_of(calibration: Mapping[str, Any]) -> tuple[float, float, float]:
+    """What ``tempered`` needs beside the probabilities, from what ``calibrate`` found.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    return (
+        temperature_of(calibration),
+        _positive(calibration, "exponent", 1.0),
+        _positive(calibration, "highest", -LOWEST),
+    )
+
+
+def _positive(calibration: Mapping[str, Any], name: str, usual: float) -> float:
+    value = calibration.get(name, usual)
     if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ModelError(
-            f"The temperature is {value!r:.60}, not a number above zero.",
+            f"The {name} is {value!r:.60}, not a number above zero.",
             where="calibration in bert.json",
-            fix='write "temperature": 1.0, or fine-tune again',
+            fix=f'write "{name}": 1.0, or fine-tune again',
         )
     return float(value)
 
 
-def tempered(probabilities: Sequence[float], temperature: float) -> list[float]:
-    """Probabilities [L] whose logits are divided by a temperature: p^(1/T), made to sum to 1."""
-    if temperature == 1.0:
+def tempered(
+    probabilities: Sequence[float],
+    temperature: float,
+    exponent: float = 1.0,
+    highest: float = -LOWEST,
+) -> list[float]:
+    """Probabilities [L] whose logits are divided by a temperature: p^(1/T), made to sum to 1.
+
+    With an exponent d the temperature depends on how high the best logit stands above the mean
+    of the others, h: it is T h^(1 - d), so that where there are two labels h becomes h^d / T.
+
+    Args:
+        probabilities: of one choice among several.
+        temperature: T, at h = 1.
+        exponent: d.
+        highest: h counts as this at most: what is higher was never seen.
+    """
+    if temperature == exponent == 1.0:
         return list(probabilities)
-    logits = np.log(np.maximum(probabilities, TINY)) / temperature
+    logits = np.log(np.maximum(probabilities, TINY))
+    logits *= np.minimum(_heights(logits), highest) ** (exponent - 1) / temperature
     odds = np.exp(logits - logits.max())
     row: list[float] = (odds / odds.sum()).tolist()
     return row
@@ -256,8 +292,8 @@ def calibration_of(rows: Sequence[Sequence[float]], truth: Sequence[int]) -> dic
         truth: the number of the right one [R].
 
     Returns:
-        ``temperature`` and ``uncalibrated_error``, the expected calibration error without it;
-        nothing where there are fewer than ``FEWEST_TO_CALIBRATE`` rows.
+        As ``fit_temper``, and ``uncalibrated_error``, the expected calibration error without
+        it; nothing where there are fewer than ``FEWEST_TO_CALIBRATE`` rows.
     """
     if len(rows) < FEWEST_TO_CALIBRATE:
         return {}
@@ -267,24 +303,68 @@ def calibration_of(rows: Sequence[Sequence[float]], truth: Sequence[int]) -> dic
     before = CalibrationTally()
     before.add(table, np.array(truth))
     return {
-        "temperature": honest_temperature(np.log(np.maximum(table, TINY)), truth),
+        **fit_temper(np.log(np.maximum(table, TINY)), truth),
         "uncalibrated_error": before.figures()["expected_calibration_error"],
     }
 
 
-def honest_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
-    """The temperature of ``fit_temperature`` for the rows and one more, whose answer is wrong.
+def fit_temper(logits: ArrayLike, truth: ArrayLike) -> dict[str, float]:
+    """What makes the rows, and one more whose answer is wrong, likeliest.
 
     That none of R answers is wrong does not say that none ever will be: without the additional
     row, which is as sure as the median, probabilities would go to 1.
 
     Args:
-        logits: [R, L].
+        logits: [R, L]; what is at ``LOWEST`` is not there.
         truth: the label's number [R].
+
+    Returns:
+        ``temperature`` as ``fit_temperature``; where a temperature that depends on the row makes
+        the rows so much likelier that one more parameter is worth it (Schwarz 1978), also
+        ``exponent`` and ``highest`` as ``tempered`` takes them.
     """
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
     scores, target = np.asarray(logits, dtype=np.float64), np.asarray(truth, dtype=np.int64)
-    usual = scores[np.argsort(scores.max(axis=1) - np.sort(scores)[:, -2])[len(scores) // 2]]
-    return fit_temperature(np.vstack([scores, usual]), np.append(target, np.argsort(usual)[-2]))
+    best_two = np.sort(scores, axis=1)[:, -2:]
+    usual = scores[np.argsort(best_two[:, 1] - best_two[:, 0])[len(scores) // 2]]
+    scores = np.vstack([scores, usual])
+    target = np.append(target, np.argsort(usual)[-2])
+    temperature = fit_temperature(scores, target)
+
+    height = np.log(_heights(scores))[:, 0]  # [R + 1]
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    own = np.take_along_axis(shifted, target[:, None], axis=1)[:, 0]
+
+    def loss_and_slope(point: Numbers) -> tuple[float, Numbers]:
+        """The loss where the logits are multiplied by ``exp(point[0]) h^(exp(point[1]) - 1)``."""
+        scale = np.exp(point[0] + np.expm1(point[1]) * height)
+        odds = np.exp(scale[:, None] * shifted)
+        sums = odds.sum(axis=1)
+        slope = ((odds * shifted).sum(axis=1) / sums - own) * scale
+        loss = np.log(sums) - scale * own
+        return float(loss.sum()), np.array([slope.sum(), slope @ height * np.exp(point[1])])
+
+    start = np.array([-math.log(temperature), 0.0])
+    bounds = [(start[0] - 5, start[0] + 5), (-math.log(MOST_BENT), math.log(MOST_BENT))]
+    found = minimize(loss_and_slope, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    if loss_and_slope(start)[0] - found.fun <= math.log(len(target)) / 2:
+        return {"temperature": temperature}
+    return {
+        "temperature": math.exp(-found.x[0]),
+        "exponent": math.exp(found.x[1]),
+        "highest": math.exp(height.max()),
+    }
+
+
+def _heights(logits: Numbers) -> Numbers:
+    """How high the best logit stands above the mean of the others: [..., L] -> [..., 1]."""
+    there = logits > LOWEST
+    best = logits.max(axis=-1, keepdims=True)
+    others = np.where(there, logits, 0.0).sum(axis=-1, keepdims=True) - best
+    count = there.sum(axis=-1, keepdims=True) - 1
+    height = np.where(count > 0, best - others / np.maximum(count, 1), -LOWEST)
+    return np.asarray(np.maximum(height, 1e-6))
 
 
 def log_odds(probabilities: ArrayLike) -> Numbers:

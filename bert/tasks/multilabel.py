@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -25,9 +26,9 @@ from bert.tasks.classification import (
     ROWS_AT_ONCE,
     SPREAD,
     calibration_pictures,
-    honest_temperature,
+    fit_temper,
     log_odds,
-    temperature_of,
+    temper_of,
     unknown_label,
 )
 from bert.tasks.task import Answer, Mistake, Sample, Targets, Task, row_logits
@@ -187,7 +188,7 @@ class Multilabel(Task):
     ) -> Answer:
         """``{"labels": [names], "probabilities": {name: probability}}``, before thresholds."""
         logits = np.mean(scores, axis=0).astype(np.float64)
-        return self._answer(1 / (1 + np.exp(-logits)), {})
+        return self._answer(0.5 + 0.5 * np.tanh(logits / 2), {})
 
     def _answer(self, chances: Numbers, thresholds: Mapping[str, float]) -> Answer:
         row = dict(zip(self.labels, chances.tolist(), strict=True))
@@ -197,15 +198,13 @@ class Multilabel(Task):
     def decide(self, answer: Answer, calibration: Mapping[str, Any]) -> Answer:
         """Honest probabilities, and the labels whose probability reaches their threshold."""
         chances = np.array(list(answer["probabilities"].values()))
-        temperature = temperature_of(calibration)
-        if temperature != 1.0:
-            chances = 1 / (1 + np.exp(-log_odds(chances) / temperature))
+        chances = _tempered(log_odds(chances), *temper_of(calibration))
         return {**answer, **self._answer(chances, thresholds_of(calibration))}
 
     def calibrate(self, examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, Any]:
-        """``temperature``, ``uncalibrated_error`` and the ``thresholds`` of the greatest F1.
+        """As ``fit_temper``, with ``uncalibrated_error``, and the ``thresholds`` of greatest F1.
 
-        Thresholds are of the probabilities after the temperature, by name.
+        Thresholds are of the honest probabilities, by name.
         """
         if len(answers) < FEWEST_TO_CALIBRATE:
             return {}
@@ -215,13 +214,13 @@ class Multilabel(Task):
         before.add(chances, there)
         logits = log_odds(chances)
         yes = logits.ravel()  # yes and no are two labels with the logits z and 0
-        temperature = honest_temperature(
+        temper = fit_temper(
             np.stack([np.zeros_like(yes), yes], axis=-1), there.ravel().astype(np.int64)
         )
-        found = best_thresholds(1 / (1 + np.exp(-logits / temperature)), there)
+        found = best_thresholds(_tempered(logits, *temper_of(temper)), there)
         found[there.sum(axis=0) < FEWEST_TO_TUNE] = THRESHOLD
         return {
-            "temperature": temperature,
+            **temper,
             "uncalibrated_error": before.figures()["expected_calibration_error"],
             "thresholds": dict(zip(self.labels, found.tolist(), strict=True)),
         }
@@ -296,6 +295,15 @@ class MultilabelAnswers:
         found = self._calibration.figures()
         del found["accuracy"]
         return {**found, **self._labels.figures()}
+
+
+def _tempered(
+    logits: Numbers, temperature: float, exponent: float, highest: float
+) -> NDArray[np.float64]:
+    """Honest probabilities; yes and no of a label are the two logits of ``tempered``."""
+    height = np.clip(np.abs(logits), 1e-6, highest)
+    scaled = logits * height ** (exponent - 1) / temperature
+    return np.asarray(0.5 + 0.5 * np.tanh(scaled / 2))  # the sigmoid, without overflow
 
 
 def thresholds_of(calibration: Mapping[str, Any]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from bert.tasks.classification import (
     ROWS_AT_ONCE,
     calibration_of,
     calibration_pictures,
-    temperature_of,
+    temper_of,
     tempered,
 )
 from bert.tasks.task import MOST_WINDOWS, Answer, Mistake, Targets, Task, batch_tokens
@@ -245,11 +245,11 @@ class MultipleChoice(Task):
 
     def decide(self, answer: Answer, calibration: Mapping[str, Any]) -> Answer:
         """The answer with probabilities that were made honest; the choice stays."""
-        row = tempered(answer["probabilities"], temperature_of(calibration))
+        row = tempered(answer["probabilities"], *temper_of(calibration))
         return {**answer, "probabilities": row}
 
     def calibrate(self, examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, Any]:
-        """``temperature``, and the calibration error without it."""
+        """As ``calibration_of`` gives it."""
         chances = [answer["probabilities"] for answer in answers]
         return calibration_of(chances, [example.truth for example in examples])
 

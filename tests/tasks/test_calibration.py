@@ -23,12 +23,14 @@ from bert.data.rows import Example
 from bert.errors import ModelError
 from bert.evaluation import calibrated, measure
 from bert.predictor import Predictor
+from bert.metrics.calibrate import fit_temperature
 from bert.recipes.finetune import FinetuneSettings, finetune
 from bert.tasks.classification import (
     Classification,
     ClassificationTally,
     calibration_of,
-    honest_temperature,
+    fit_temper,
+    temper_of,
     temperature_of,
     tempered,
 )
@@ -87,6 +89,57 @@ def test_powers_of_probabilities_are_the_softmax_of_cooled_logits(
     assert found == pytest.approx(softmax(np.array(logits) / temperature).tolist(), abs=1e-9)
 
 
+@given(
+    st.floats(-20, 20).filter(lambda logit: abs(logit) > 1e-3),
+    st.floats(0.2, 5),
+    st.floats(0.3, 3),
+    st.floats(1, 10),
+)
+def test_an_exponent_bends_the_logit_of_two_labels(
+    logit: float, temperature: float, exponent: float, highest: float
+) -> None:
+    chances = softmax(np.array([0.0, logit])).tolist()
+    found = tempered(chances, temperature, exponent, highest)
+    height = abs(logit)
+    wanted = height * min(height, highest) ** (exponent - 1) / temperature
+    assert max(found) == pytest.approx(1 / (1 + np.exp(-wanted)), abs=1e-6)
+    assert (found[1] > found[0]) == (logit > 0) or wanted < 1e-9
+
+
+@pytest.mark.parametrize("exponent", [0.4, 2.0])
+def test_bent_scores_become_honest_where_one_temperature_is_not_enough(
+    model: Path, exponent: float
+) -> None:
+    """As of a network whose logits have a ceiling, or run away."""
+    task = Predictor(model).task
+    draw = np.random.default_rng(5)
+    logits = draw.normal(scale=3.0, size=4000)
+    truth = (draw.random(4000) < 1 / (1 + np.exp(-logits))).astype(int)
+    said = np.sign(logits) * np.abs(logits) ** exponent
+    examples = [Example("x", NAMES[number], f"x:{i}") for i, number in enumerate(truth)]
+    answers = [
+        {
+            "label": NAMES[int(z > 0)],
+            "probabilities": dict(zip(NAMES, [1 - p, p, 0.0], strict=True)),
+            "windows": 1,
+            "truncated": False,
+        }
+        for z, p in zip(said, 1 / (1 + np.exp(-said)), strict=True)
+    ]
+    found, decided = calibrated(task, examples, answers)
+    figures = measure(task, zip(examples, decided, strict=True))
+    assert figures["expected_calibration_error"]["value"] <= 0.02
+    assert found["uncalibrated_error"]["value"] > 0.03
+    assert found["highest"] == pytest.approx(np.abs(said).max(), rel=1e-6)
+    only_temperature = [
+        task.decide(answer, {"temperature": fit_temperature(
+            np.stack([np.zeros(4000), said], axis=1), truth
+        )}) for answer in answers
+    ]  # fmt: skip
+    less = measure(task, zip(examples, only_temperature, strict=True))
+    assert less["brier"]["value"] > figures["brier"]["value"]
+
+
 @pytest.mark.parametrize("sureness", [0.3, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("rows", [872, 2000])
 def test_scores_of_any_sureness_become_honest(model: Path, sureness: float, rows: int) -> None:
@@ -116,8 +169,8 @@ def test_scores_of_any_sureness_become_honest(model: Path, sureness: float, rows
 def test_rows_that_are_all_right_do_not_make_it_certain(rows: int) -> None:
     logits = np.random.default_rng(0).normal([4.0, 0.0], size=(rows, 2))
     logits[:, 0] = np.maximum(logits[:, 0], logits[:, 1] + 0.1)
-    temperature = honest_temperature(logits, np.zeros(rows, dtype=int))
-    sure = softmax(logits / temperature)[:, 0].mean()
+    found = fit_temper(logits, np.zeros(rows, dtype=int))
+    sure = np.mean([tempered(p, *temper_of(found))[0] for p in softmax(logits)])
     assert 1 - 10 / rows < sure < 1 - 0.3 / rows
 
 

@@ -197,7 +197,7 @@ def test_thresholds_and_temperature_of_held_out_rows_help_on_others(tuned: Path)
     task = Predictor(tuned).task
     examples, answers = made_up(1500, [0.3, 0.1, 0.02], seed=1)
     found = task.calibrate(examples, answers)
-    assert 1.5 < found["temperature"] < 4
+    assert found["temperature"] > 1.5
     others, given = made_up(1500, [0.3, 0.1, 0.02], seed=2)
     before, after = task.tally(), task.tally()
     for example, answer in zip(others, given, strict=True):
