@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from bert import __version__, log
 from bert.cache import key_of
 from bert.data.rows import Example
-from bert.errors import BertError, DataError, UsageError
+from bert.errors import BertError, DataError, Interrupted, UsageError
 from bert.predictor import TEXTS_AT_ONCE, Predictor
 from bert.tasks.task import Answer
 
@@ -82,6 +82,8 @@ def kept_answers(
         if rows:
             log.say(f"Going on after {rows:,} rows that have their answers.")
         yield Kept(path, rows, _answered(predictor, examples, path, rows))
+    except Interrupted:  # a second start goes on from here
+        raise
     except (BertError, OSError):  # a second start would end like this one, or has no room
         _remove(path, beside)
         raise

@@ -79,6 +79,8 @@ class Predictor:
             raise ModelError(
                 f"The task {task} does not go with a {checkpoint.kind} head.",
                 where=str(directory / "bert.json"),
+                fix="copy the model again, or fine-tune it: bert finetune TRAIN --task "
+                f"{task} --model {shlex.quote(str(name))}",
             )
         _check_labels(checkpoint, directory)
         self.directory = directory
