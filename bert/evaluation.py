@@ -120,9 +120,19 @@ class _Parts:
 def primary(task: Task | type[Task], figures: Mapping[str, Any]) -> dict[str, float]:
     """The figure that models are compared by: {"value", "low", "high"}."""
     found: Any = figures
-    for step in task.primary_metric.split("."):
+    for step in _primary(task, figures).split("."):
         found = found[step]
     return dict(found)
+
+
+def primary_name(task: Task | type[Task], figures: Mapping[str, Any]) -> str:
+    """What that figure is called."""
+    return _primary(task, figures).replace(".", " ")
+
+
+def _primary(task: Task | type[Task], figures: Mapping[str, Any]) -> str:
+    # A run's options may have chosen another one than its task has.
+    return str(figures.get("primary_metric", task.primary_metric))
 
 
 def scores(figures: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, dict[str, float]]]:

@@ -140,7 +140,8 @@ def _of_model(
         return _read(kept)
     figures = _read(folder / "metrics.json")
     if seeds == 1:
-        score = primary(kind, figures)
+        # All contenders by the same figure, whatever the options.
+        score = primary(kind, {**figures, "primary_metric": kind.primary_metric})
         seconds, learnt = figures["seconds"], int(figures["learnt"])
     else:
         score = figures["mean"].get(figures["primary_metric"])

@@ -199,6 +199,7 @@ def _finetune(
         return run
     figures = {
         **_measured(run, settings, rows),
+        "primary_metric": task.primary_metric,
         "evaluations": settings.evaluations,
         "restarts": attempt,
         "learnt": state.learnt,
@@ -209,7 +210,8 @@ def _finetune(
         log.notice(
             f"The model has learnt nothing in {attempt + 1} attempts; the figures are those of "
             "one constant answer.",
-            fix="look at the data with bert check, or give more rows or epochs",
+            fix="look at the data with bert check, give more rows or epochs, or logit_adjustment=1 "
+            "where a label is rare",
         )
     most_wrong = figures.pop("most_wrong")
     log.write_json(run / "metrics.json", figures)

@@ -16,7 +16,7 @@ from typing import Any
 from bert import log
 from bert.distributed import joined
 from bert.errors import UsageError
-from bert.evaluation import primary, scores
+from bert.evaluation import primary, primary_name, scores
 from bert.hub import find_model
 from bert.metrics import plots
 from bert.metrics.intervals import mean_interval
@@ -144,7 +144,7 @@ def over_seeds(kind: type[Task], figures: Mapping[int, Mapping[str, Any]]) -> di
         the counted ones, empty where there are fewer than two; ``best``, the seed with the best
         primary metric, a counted one if there is one; ``runs``, each with its primary metric.
     """
-    name = kind.primary_metric.replace(".", " ")
+    name = primary_name(kind, next(iter(figures.values())))
     counted = [seed for seed in figures if figures[seed]["learnt"]]
     sign = 1 if kind.greater_is_better else -1
     values = {seed: primary(kind, figures[seed]) for seed in figures}

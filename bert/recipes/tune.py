@@ -20,7 +20,7 @@ from bert.checkpoint import read_model
 from bert.config import Settings
 from bert.distributed import World, joined
 from bert.errors import BertError, UsageError
-from bert.evaluation import primary
+from bert.evaluation import primary, primary_name
 from bert.hub import find_model
 from bert.metrics import plots
 from bert.model.precision import default_device
@@ -257,13 +257,14 @@ def _summarise(
     Raises:
         BertError: there is no best one.
     """
-    name = kind.primary_metric.replace(".", " ")
+    name = ""
     rows: list[dict[str, Any]] = []
     for trial in _study(run, kind).trials:
         row: dict[str, Any] = {"trial": trial.number + 1, **_rounded(trial.params)}
         if trial.value is not None:
             figures = _figures(run / f"trial-{trial.number + 1}")
             row |= primary(kind, figures)
+            name = primary_name(kind, figures)
             row |= {key: figures[key] for key in ("learnt", "seconds")}
         rows.append(row)
     sign = 1 if kind.greater_is_better else -1
