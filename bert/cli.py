@@ -101,13 +101,24 @@ class CommandWithSettings(TyperCommand):
         assert kind is not None
         own = {parameter.name for parameter in self.params}
         with formatter.section("Settings, as KEY=VALUE, and what they are without"):
-            formatter.write_dl(
-                [
-                    (name, "automatic" if field.default is None else _written(field.default))
-                    for name, field in kind.model_fields.items()
-                    if name not in own and not field.is_required()
-                ]
-            )
+            formatter.write_dl(_defaults(kind, own))
+        if "task" not in kind.model_fields:
+            return
+        from bert.tasks.task import load_task, task_names
+
+        for task in task_names():
+            if rows := _defaults(load_task(task).Options, own):
+                with formatter.section(f"Further settings with --task {task}"):
+                    formatter.write_dl(rows)
+
+
+def _defaults(kind: type[Settings], own: set[Any]) -> list[tuple[str, str]]:
+    """The settings for which there is no option, and what they are without being told."""
+    return [
+        (name, "automatic" if field.default is None else _written(field.default) or "none")
+        for name, field in kind.model_fields.items()
+        if name not in own and not field.is_required()
+    ]
 
 
 def _written(value: Any) -> str:
