@@ -106,6 +106,23 @@ function headline(text) {
   return element;
 }
 
+// A text with places marked: [{start, end, type}, ...], counted in characters as Python counts.
+function marked(text, places) {
+  const characters = [...text];
+  const element = make("p", "text", "");
+  element.dir = "auto";
+  let done = 0;
+  for (const place of [...places].sort((one, other) => one.start - other.start)) {
+    element.append(characters.slice(done, place.start).join(""));
+    const mark = make("mark", "", characters.slice(place.start, place.end).join(""));
+    if (place.type) mark.append(make("sub", "", place.type));
+    element.append(mark);
+    done = place.end;
+  }
+  element.append(characters.slice(done).join(""));
+  return element;
+}
+
 function showPrediction(prediction) {
   const parts = [];
   if (info.task === "fill_mask") {
@@ -115,8 +132,22 @@ function showPrediction(prediction) {
       parts.push(...bars(tokens.map((each) => [each.token, each.probability])));
     });
     if (prediction.masks.length === 0) parts.push(make("p", "note", say.noMask));
+  } else if (Array.isArray(prediction.entities)) {
+    parts.push(marked(prediction.text ?? first.value, prediction.entities));
+    const found = prediction.entities.map((each) => [`${each.text} · ${each.type}`, each.score]);
+    parts.push(...bars(found));
+  } else if (prediction.answer !== undefined) {
+    parts.push(headline(prediction.answer));
+    if (prediction.start !== null) {
+      parts.push(marked(second.value, [{ ...prediction, type: "" }]));
+    }
+  } else if (prediction.probabilities && !Array.isArray(prediction.probabilities)) {
+    parts.push(headline(prediction.label ?? prediction.labels.join(", ")));
+    parts.push(...bars(Object.entries(prediction.probabilities)));
+  } else if (prediction.score !== undefined) {
+    parts.push(headline(String(Number(prediction.score.toPrecision(4)))));
   } else {
-    parts.push(headline(prediction.label), ...bars(Object.entries(prediction.probabilities)));
+    parts.push(make("pre", "", JSON.stringify(prediction, null, 1)));
   }
   if (prediction.truncated) parts.push(make("p", "note", say.truncated(info.max_length)));
   show(...parts);
