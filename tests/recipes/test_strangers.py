@@ -17,6 +17,7 @@ import torch
 from bert.checkpoint import Checkpoint, read_model, write_model
 from bert.errors import ModelError
 from bert.families.family import load_family
+from bert.pooling import Pooling, read_pooling
 from bert.predictor import Predictor
 from bert.recipes.convert import convert_model
 from bert.recipes.extend import ExtendSettings, extend_model
@@ -42,23 +43,41 @@ def change(directory: Path, **values: Any) -> None:
     path.write_text(json.dumps(stored), encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("labels", "values"),
-    [
-        (["score"], {}),
-        (["a", "b"], {"problem_type": "multi_label_classification"}),
-        (["a", "b", "c"], {"id2label": {"0": "a", "1": "b", "2": "a"}}),
-    ],
-)
-def test_heads_that_do_not_choose_one_of_several_labels_are_refused(
-    labels: list[str], values: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    directory = classifier(tmp_path / "m", tokenizer, labels)
-    change(directory, **values)
+def test_labels_of_the_same_name_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    directory = classifier(tmp_path / "m", tokenizer, ["a", "b", "c"])
+    change(directory, id2label={"0": "a", "1": "b", "2": "a"})
     with pytest.raises(ModelError) as caught:
         Predictor(directory)
     assert caught.value.exit_code == 4
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "task", "answer"),
+    [
+        (["score"], {}, "regression", {"score"}),
+        (
+            ["a", "b"],
+            {"problem_type": "multi_label_classification"},
+            "multilabel",
+            {"labels", "probabilities"},
+        ),
+        (["a", "b"], {}, "classification", {"label", "probabilities"}),
+    ],
+)
+def test_what_a_head_means_is_read_from_the_configuration(
+    labels: list[str],
+    values: dict[str, Any],
+    task: str,
+    answer: set[str],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+) -> None:
+    directory = classifier(tmp_path / "m", tokenizer, labels)
+    change(directory, **values)
+    predictor = Predictor(directory)
+    assert predictor.task.name == task
+    assert predictor("the bird").keys() == answer | {"windows", "truncated"}
 
 
 def test_num_labels_without_names(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -106,16 +125,17 @@ def test_tied_weights_are_kept_under_the_name_that_is_read(first: str, tmp_path:
 def test_extending_keeps_what_lies_beside_the_model(
     tokenizer: Tokenizer, corpus: Path, tmp_path: Path
 ) -> None:
-    directory = classifier(tmp_path / "m", tokenizer, ["a", "b"])
-    (directory / "1_Pooling").mkdir()
-    (directory / "1_Pooling" / "config.json").write_text('{"mean": true}', encoding="utf-8")
-    (directory / "modules.json").write_text("[]", encoding="utf-8")
+    directory = tmp_path / "m"
+    family = load_family("bert")
+    model = family.build("encoder", family.size("tiny", vocab_size=tokenizer.vocab_size))
+    pooling = Pooling("cls", normalize=False, max_length=100)
+    kept = Checkpoint(model, "encoder", family, [], tokenizer, pooling=pooling)
+    write_model(directory, kept)
     (directory / "modeling_x.py").write_text("1", encoding="utf-8")
     text = tmp_path / "domain.txt"
     text.write_text("birdies riverine treetone. " * 20, encoding="utf-8")
     extend_model(str(directory), [text], ExtendSettings(add=4), tmp_path / "out")
-    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == '{"mean": true}'
-    assert (tmp_path / "out" / "modules.json").is_file()
+    assert read_pooling(tmp_path / "out") == pooling
     assert not (tmp_path / "out" / "modeling_x.py").exists()
     assert read_model(tmp_path / "out").tokenizer is not None
 
