@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bert.cli import main
-from bert.data.rows import training_examples
+from bert.data.rows import DataReport, Example, training_examples
+from bert.tasks.task import load_task
 from bert.text.corpus import documents
 from bert.text.sentences import sentences
 
@@ -27,12 +28,17 @@ def run(*arguments: str | Path) -> None:
 def test_counts_are_the_published_ones() -> None:
     wikitext = DATA / "wikitext-2"
     assert sum(1 for _ in documents([wikitext / "valid.txt.xz"])) == 60
-    examples, report = training_examples(DATA / "sst2" / "dev.jsonl", ["text"], "label")
+    kind = load_task("classification")
+
+    def of(path: Path) -> tuple[list[Example], DataReport]:
+        return training_examples(kind.read(path, [], None, labelled=True), kind.names, str(path))
+
+    examples, report = of(DATA / "sst2" / "dev.jsonl")
     assert len(examples) == 872
     assert report.labels == {"0": 428, "1": 444}
-    examples, report = training_examples(DATA / "chnsenticorp" / "dev.jsonl.xz", [], None)
+    examples, report = of(DATA / "chnsenticorp" / "dev.jsonl.xz")
     assert report.labels == {"0": 607, "1": 593}
-    pairs, _ = training_examples(DATA / "mrpc" / "dev.jsonl", [], None)
+    pairs, _ = of(DATA / "mrpc" / "dev.jsonl")
     assert all(isinstance(example.texts, tuple) for example in pairs)
 
 

@@ -27,7 +27,21 @@ HOSTILE = [
 ]
 ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "h1", "h2", "p"),
-    *("div", "table", "thead", "tbody", "tr", "th", "td", "span", "br", "bdi", "figure", "img"),
+    *(
+        "div",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "span",
+        "br",
+        "bdi",
+        "mark",
+        "figure",
+        "img",
+    ),
     *("figcaption", "blockquote"),
 }
 PIXEL = base64.b64decode(
@@ -70,7 +84,9 @@ def report_of(text: str, picture: Path) -> str:
     report.picture(picture, text)
     report.confusion([[3, 1], [0, 2]], [text, "other"])
     report.confusion([[1] * 31] * 31, [f"{text} {number}" for number in range(31)])
-    report.texts([(text, text, 0.75, text)])
+    marks = [(0, 1, "truth"), (0, len(text), "answer")]
+    report.mistakes([{"truth": text, "answer": text, "sure": 0.75, "text": text, "marks": marks}])
+    report.mistakes([{"truth": text, "answer": text, "sure": None, "text": text, "marks": []}])
     return report.html()
 
 
@@ -204,12 +220,30 @@ def test_confusion_that_does_not_fit_is_refused() -> None:
 
 def test_long_texts_are_cut_and_said_to_be() -> None:
     report = Report("t")
-    report.texts([("a", "b", 0.999, "x" * 5000)])
+    row = {"truth": "a", "answer": "b", "sure": 0.999, "text": "x" * 5000, "marks": []}
+    report.mistakes([row])
     html = report.html()
     assert "x" * 2000 in html
     assert "x" * 2001 not in html
     assert "3,000 characters more" in html
     assert "99.9%" in html
+
+
+def test_marks_stand_where_they_are_and_a_long_text_is_shown_around_them() -> None:
+    report = Report("t")
+    text = "Ada met <Bo> " + "x" * 4000 + " in Oslo" + "y" * 3000
+    oslo = text.index("Oslo")
+    marks = [(oslo, oslo + 4, "truth"), (oslo + 2, oslo + 6, "answer")]
+    report.mistakes([{"truth": "a", "answer": "b", "sure": None, "text": text, "marks": marks}])
+    html = report.html()
+    assert '<mark class="truth">Os</mark><mark class="answer truth">lo</mark>' in html
+    assert '<mark class="answer">yy</mark>' in html
+    assert "Ada" not in html
+    report = Report("t")
+    marks = [(0, 3, "truth"), (8, 12, "answer")]
+    report.mistakes([{"truth": "", "answer": "", "sure": None, "text": text[:20], "marks": marks}])
+    html = report.html()
+    assert '<mark class="truth">Ada</mark> met <mark class="answer">&lt;Bo&gt;</mark>' in html
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,15 +153,15 @@ def test_files_that_are_not_carried_are_named_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs("bert", "encoder").save_pretrained(tmp_path / "a")
-    (tmp_path / "a" / "modules.json").write_text("[]", encoding="utf-8")
-    (tmp_path / "a" / "1_Pooling").mkdir()
+    (tmp_path / "a" / "notes.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "a" / "onnx").mkdir()
     (tmp_path / "a" / "training_args.bin").write_bytes(b"a pickle")
     (tmp_path / "a" / ".gitattributes").write_text("", encoding="utf-8")
     checkpoint = read_model(tmp_path / "a", tokenizer=False)
     capsys.readouterr()
     write_model(tmp_path / "b", checkpoint)
     (line,) = capsys.readouterr().err.splitlines()
-    for name in ("modules.json", "1_Pooling", "training_args.bin"):
+    for name in ("notes.json", "onnx", "training_args.bin"):
         assert name in line
         assert not (tmp_path / "b" / name).exists()
     assert ".gitattributes" not in line
