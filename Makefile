@@ -41,6 +41,14 @@ bench-prepare: $(VENV)/.development
 	$(PIP) -e '.[hub]'
 	$(BIN)/python benchmarks/prepare.py $(CORPUS) --tokenizer $(TOKENIZER)
 
+# DATA=DIR: the open data sets, in the layout that benchmarks/finetune.py tells
+bench-finetune: $(VENV)/.development
+	$(PIP) -e '.[bench]'
+	BERT_DATA=$(DATA) $(BIN)/python benchmarks/finetune.py --out runs/bench-finetune
+
+bench-kills: $(VENV)/.development
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py
+
 docs: $(VENV)/.development
 	$(BIN)/python -m pytest tests/test_docs.py
 

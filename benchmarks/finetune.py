@@ -81,7 +81,7 @@ def prepared(name: str, arguments: argparse.Namespace) -> tuple[Any, Any, list[A
     torch.manual_seed(arguments.seed)
     labels = kind.labels_of(examples, str(train)) or None
     checkpoint = read_model(Path(get_model_path()), kind=kind.kind, labels=labels)
-    texts = 1 if isinstance(examples[0].texts, str) else len(examples[0].texts)
+    texts = max(len(kind.text_columns(train, [])), 1)
     checkpoint.facts = {"task": task_name, "texts_per_row": texts, "max_length": LENGTH}
     checkpoint.foreign.pop("problem_type", None)
     task = kind(checkpoint)
