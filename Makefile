@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow check format docs bench bench-pretrain bench-prepare clean
+.PHONY: demo test test-slow check format docs clean
+.PHONY: bench bench-pretrain bench-prepare bench-finetune bench-kills
 
 demo: $(VENV)/.demo
 	$(BIN)/bert demo
