@@ -113,14 +113,18 @@ class BERT(nn.Module):
     def encode(self, tokens: Tokens) -> Tensor:
         """Packed tokens [T] -> hidden states [T, H]."""
         check_length(max(tokens.packed.lengths, default=0), self.config.longest_text)
-        positions = tokens.position_ids
         if self.config.positions == "counted":
-            positions = tokens.packed.counted(tokens.input_ids, self.config.pad_token_id)
-        hidden: Tensor = self.embeddings(tokens.input_ids, tokens.token_type_ids, positions)
+            counted = tokens.packed.counted(tokens.input_ids, self.config.pad_token_id)
+            tokens = tokens._replace(position_ids=counted)
+        rows = len(tokens.input_ids)
+        tokens = tokens.filled()
+        hidden: Tensor = self.embeddings(
+            tokens.input_ids, tokens.token_type_ids, tokens.position_ids
+        )
         for index, (mask, position) in enumerate(self.surroundings(tokens)):
             hidden = self.layers[index % len(self.layers)](hidden, mask, position)
         normed: Tensor = self.norm(hidden)
-        return normed
+        return normed[:rows]
 
     def surroundings(self, tokens: Tokens) -> Iterator[tuple[Packed, Any]]:
         """For each layer: who sees whom, and what its attention is told of positions."""

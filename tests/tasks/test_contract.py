@@ -71,7 +71,7 @@ def learn(checkpoint: Checkpoint, task: Task, examples: list[Example]) -> tuple[
     """Fit the rows, and return the mean loss before and after."""
     samples = task.samples(examples)
     numbers = np.arange(len(samples))
-    optimizer = build_optimizer(checkpoint.model, "adamw", 2e-3, 0.0)
+    optimizer = build_optimizer(checkpoint.model, "adamw", 1e-3, 0.0)
     losses = []
     checkpoint.model.train()
     for step in range(STEPS):
