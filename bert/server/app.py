@@ -1,444 +1,467 @@
-"""The HTTP application: texts in, predictions out, and a page to type into.
+"""The HTTP application: the routes, and what they answer.
 
-Every request passes the `Gate` (host, size, content type, security headers), then a
-route. Every refusal is the same JSON: ``{"error": {"message", "type", "fix"}}``, where
-``fix`` is left out when there is none.
+Every request passes the `Gate`, then a route; a route asks a `Model`, whose `Worker` computes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
-import math
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+import base64
+import hmac
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request, Response
+import numpy as np
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
-from pydantic_core import PydanticCustomError
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bert.errors import DataError
+from bert import __version__
+from bert.server.batching import Answer
+from bert.server.bodies import (
+    EmbeddingsBody,
+    PairsBody,
+    PredictBody,
+    RerankBody,
+    TextsBody,
+    refusal_of,
+)
+from bert.server.gate import Gate
+from bert.server.metrics import Metrics
+from bert.server.models import Model
+from bert.server.reference import reference
+from bert.server.refusals import ErrorAnswer, Refusal, answer
+from bert.server.settings import ServerSettings
 
-MAX_TEXTS = 64
-MAX_CHARACTERS = 100_000
-MAX_BODY_BYTES = 2_000_000
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-
-logger = logging.getLogger(__name__)
-
-
-class Task(Protocol):
-    """What the server needs of a task."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-
-class Predictor(Protocol):
-    """What the server needs of a model."""
-
-    @property
-    def task(self) -> Task:
-        """What the model is used for."""
-
-    labels: list[str]
-    texts_per_row: int
-    max_length: int
-
-    def __call__(self, texts: Sequence[str | tuple[str, ...]]) -> list[dict[str, Any]]:
-        """One dictionary for each row: a text, or a pair where ``texts_per_row`` is 2.
-
-        Raises:
-            DataError: for a text that the model cannot take.
-        """
-
-
-# ---------------------------------------------------------------- what comes in
-
-
-def read_text(text: str, place: str = "") -> str:
-    """One text as it may go to the tokenizer: not too long, and every character is text.
-
-    Args:
-        text: as the request has it.
-        place: added to the message, where one row has several texts.
-
-    Raises:
-        PydanticCustomError: named ``too_large`` or ``bad_character``.
-    """
-    if len(text) > MAX_CHARACTERS:
-        raise PydanticCustomError(
-            "too_large",
-            "has {count} characters{place}; the limit is {limit}",
-            {"count": len(text), "place": place, "limit": MAX_CHARACTERS},
-        )
-    # JSON can spell half of a surrogate pair, which no UTF-8 text can hold.
-    bad = re.search("[\x00\ud800-\udfff]", text)
-    if bad:
-        kind = "NUL" if bad[0] == "\x00" else "lone surrogate"
-        raise PydanticCustomError(
-            "bad_character",
-            "has a {kind} character (U+{code}) at offset {offset}{place}",
-            {"kind": kind, "code": f"{ord(bad[0]):04X}", "offset": bad.start(), "place": place},
-        )
-    return text
-
-
-def read_row(value: object) -> str | tuple[str, str]:
-    """One row: a string, or a list of two strings, which becomes a pair.
-
-    Raises:
-        PydanticCustomError: named ``wrong_type``, or as `read_text`.
-    """
-    if isinstance(value, str):
-        return read_text(value)
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value):
-        first, second = value
-        return read_text(first, " of its first text"), read_text(second, " of its second text")
-    raise PydanticCustomError("wrong_type", "must be a string, or a list of two strings")
-
-
-Row = Annotated[
-    str | tuple[str, str], PlainValidator(read_row, json_schema_input_type=str | tuple[str, str])
-]
-
-
-class RequestBody(BaseModel):
-    """A request in JSON: exact types, and no field that nobody reads."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def stop_at_first_unknown_field(cls, value: Any) -> Any:
-        """Refuse at the first unknown field: a body can name a hundred thousand of them."""
-        for name in value if isinstance(value, dict) else ():
-            if name not in cls.model_fields:
-                raise PydanticCustomError(
-                    "unknown_field",
-                    "does not know the field {name}; it knows: {known}",
-                    {"name": json.dumps(name[:80]), "known": ", ".join(cls.model_fields)},
-                )
-        return value
-
-
-class PredictRequest(RequestBody):
-    """The body of ``POST /predict``."""
-
-    texts: Annotated[list[Row], Field(min_length=1, max_length=MAX_TEXTS)]
-
-
-# ---------------------------------------------------------------- what goes out
-
-
-class ErrorDetail(BaseModel):
-    """What is wrong, its kind for a program, and what to do about it."""
-
-    message: str
-    type: str
-    fix: str | None = None
-
-
-class ErrorAnswer(BaseModel):
-    """Every answer that is not a success."""
-
-    error: ErrorDetail
+if TYPE_CHECKING:
+    from bert.predictor import Predictor
 
 
 class PredictAnswer(BaseModel):
-    """One prediction for each text, in the same order."""
+    """One prediction for each row, in the same order."""
 
+    model: str
     predictions: list[dict[str, Any]]
 
 
-def answer(content: object, status: int = 200) -> Response:
-    """A JSON answer: no NaN, and a lone surrogate from a label becomes ``?``."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    return Response(text.encode("utf-8", "replace"), status, media_type="application/json")
+class EmbedAnswer(BaseModel):
+    """One vector for each text, in the same order."""
+
+    model: str
+    embeddings: list[list[float]]
 
 
-def refuse(status: int, kind: str, message: str, fix: str | None = None) -> Response:
-    """An error answer; ``kind`` is what a program can match on."""
-    detail = ErrorDetail(message=message, type=kind, fix=fix)
-    return answer({"error": detail.model_dump(exclude_none=True)}, status)
+class SimilarityAnswer(BaseModel):
+    """One score for each pair, in the same order."""
+
+    model: str
+    scores: list[float]
 
 
-def refuse_invalid(error: Mapping[str, Any]) -> Response:
-    """Put the first thing that FastAPI or a model above found wrong in words."""
-    kind, where = error["type"], error["loc"][1:]  # loc starts with "body"
-    if kind == "json_invalid":
-        reason = error["ctx"]["error"]
-        message = f"The body is not JSON: {reason} at character {where[0]}."
-        return refuse(400, "malformed_json", message)
-    if kind == "missing" and not where:
-        return refuse(400, "malformed_json", "The body is empty.", 'Send {"texts": ["..."]}.')
-    place = "".join(f"[{step}]" if isinstance(step, int) else step for step in where)
-    subject = place or "The body"
-    if kind == "too_long":
-        limit = error["ctx"]["max_length"]
-        return refuse(
-            413,
-            "too_large",
-            f"{subject} has more than {limit} items; the limit is {limit} a request.",
-            "Send several requests.",
-        )
-    if kind == "too_large":
-        return refuse(413, kind, f"{subject} {error['msg']}.", "Split or shorten the text.")
-    if kind == "bad_character":
-        return refuse(400, kind, f"{subject} {error['msg']}.", "Remove the character.")
-    message = {"missing": "is missing", "too_short": "is empty", "list_type": "must be a list"}.get(
-        kind, error["msg"] if kind in ("wrong_type", "unknown_field") else "must be a JSON object"
-    )
-    return refuse(422, "invalid_request", f"{subject} {message}.")
+class Ranked(BaseModel):
+    """One of the texts: its number, from 0, and how near it is to the query."""
+
+    index: int
+    score: float
 
 
-def is_finite(value: object) -> bool:
-    """Whether every number inside an answer is a number."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict):
-        return all(map(is_finite, value.values()))
-    return all(map(is_finite, value)) if isinstance(value, (list, tuple)) else True
+class RerankAnswer(BaseModel):
+    """The texts by how near they are to the query, the nearest first."""
+
+    model: str
+    results: list[Ranked]
 
 
-# ---------------------------------------------------------------- the gate
+class Token(BaseModel):
+    """A token, and where it stands in the text, in characters."""
 
-SECURITY_HEADERS = [
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        b"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cache-control", b"no-store"),
-]
+    id: int
+    text: str
+    start: int
+    end: int
 
 
-class Gate:
-    """ASGI middleware that every request passes before any route is looked up.
+class TokenizeAnswer(BaseModel):
+    """The tokens of each text, the special ones too."""
 
-    It reads the body up to the limit and hands it on whole, refuses foreign hosts and
-    anything posted that is not JSON, puts the security headers on every answer, and turns
-    an unexpected failure into an answer that says nothing about the inside.
-
-    A page of another site cannot post here: JSON makes its browser ask first, and no
-    CORS header allows it. Nor can a name that its owner points at this machine (DNS
-    rebinding), because that name is not among ``allowed_hosts``.
-    """
-
-    def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
-        self.app = app
-        self.allowed_hosts = {host.lower() for host in allowed_hosts}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass on whatever is not HTTP."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = False
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message = {**message, "headers": [*message["headers"], *SECURITY_HEADERS]}
-            await send(message)
-
-        try:
-            await self.pass_on(scope, receive, send_with_headers)
-        except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            if started:
-                raise
-            response = refuse(500, "internal", "internal error")
-            await response(scope, receive, send_with_headers)
-
-    async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request, or call the application with the body that was read."""
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                await refuse_body(receive, send, more)
-                return
-        refusal = self.refusal(scope)
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
-        unread: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def receive_again() -> Message:
-            return unread.pop() if unread else await receive()
-
-        await self.app(scope, receive_again, send)
-
-    def refusal(self, scope: Scope) -> Response | None:
-        """What is wrong with the headers, if anything."""
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", headers.get(b"host", ""))
-        if host is None or host[1].lower() not in self.allowed_hosts:
-            return refuse(
-                400,
-                "host_not_allowed",
-                "This server does not answer to the host name of the request.",
-                f"Use one of: {', '.join(sorted(self.allowed_hosts))}.",
-            )
-        media_type = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-        if scope["method"] == "POST" and media_type != "application/json":
-            return refuse(
-                415,
-                "not_json",
-                "The content type must be application/json.",
-                "Send the header Content-Type: application/json.",
-            )
-        return None
+    model: str
+    tokens: list[list[Token]]
 
 
-async def refuse_body(receive: Receive, send: Send, more: bool) -> None:
-    """Answer 413 at once, then let a client that is still sending read it.
+class OpenAIEmbedding(BaseModel):
+    """A vector, as numbers or as the base64 of little-endian fp32."""
 
-    Closing while it sends would reset the connection, and most clients would report that
-    instead of the answer. So up to ten times the limit is read and dropped first.
-    """
-    response = refuse(
-        413,
-        "too_large",
-        f"The body is larger than {MAX_BODY_BYTES} bytes, the limit of a request.",
-        "Send several requests.",
-    )
-    headers = [*response.raw_headers, (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    dropped = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(5):
-            while more and dropped < 10 * MAX_BODY_BYTES:
-                message = await receive()
-                more = message.get("more_body", False)
-                dropped += len(message.get("body", b""))
-    await send({"type": "http.response.body", "body": b""})
+    object: str
+    index: int
+    embedding: list[float] | str
 
 
-# ---------------------------------------------------------------- the application
+class Usage(BaseModel):
+    """What it took."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    """As OpenAI has it."""
+
+    object: str
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: Usage
+
+
+class ModelFacts(BaseModel):
+    """What can be told of a model."""
+
+    id: str
+    object: str
+    task: str
+    labels: list[str]
+    texts_per_row: int
+    max_length: int
+    precision: str
+    routes: list[str]
+
+
+class ModelsAnswer(BaseModel):
+    """The models that are served, the first being the one that answers if none is named."""
+
+    object: str
+    data: list[ModelFacts]
+
+
+class InfoAnswer(BaseModel):
+    """The version, the models and the limits."""
+
+    version: str
+    models: list[ModelFacts]
+    limits: dict[str, int | str]
+
+
+class StatusAnswer(BaseModel):
+    """How it is."""
+
+    status: str
+
+
+LIMITS = (
+    "max_concurrent_requests",
+    "max_client_batch_size",
+    "max_text_chars",
+    "max_body_bytes",
+    "max_queue_tokens",
+    "queue_timeout_ms",
+    "request_timeout_ms",
+    "on_too_long",
+)
+ALWAYS = (400, 500)
+TELLS = (*ALWAYS, 401)
+COMPUTES = (*TELLS, 404, 408, 413, 415, 422, 429, 504)
 
 
 def create_app(
-    predictor: Predictor, *, name: str, allowed_hosts: Sequence[str] = LOOPBACK_HOSTS
+    predictors: Mapping[str, Predictor], settings: ServerSettings | None = None
 ) -> FastAPI:
-    """The application that serves one predictor.
+    """The application that serves some predictors; ``app.state.models`` are they.
 
     Args:
-        predictor: called from one worker thread, never twice at the same time.
-        name: of the model, for the page and ``/info``.
-        allowed_hosts: names, without a port, that the Host header may have.
+        predictors: by name; the first answers requests that name none.
+        settings: limits and so on.
     """
-    # Always the same thread, because every new one would start its own pool of torch threads.
-    # The lock is where requests wait, since a client that left can be dropped there.
-    worker = ThreadPoolExecutor(1, thread_name_prefix="predict")
-    turn = asyncio.Lock()
+    settings = settings or ServerSettings.of({})
+    metrics = Metrics()
+    models = {
+        name: Model(name, predictor, settings, metrics) for name, predictor in predictors.items()
+    }
+    pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for model in models.values():
+            model.worker.start()
         yield
-        worker.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    error_answers: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer} for status in (400, 413, 415, 422, 500)
-    }
     # The documentation pages of FastAPI load their scripts from a CDN.
     app = FastAPI(
         title="bert",
-        version="1",
+        summary="Models over HTTP.",
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.add_middleware(Gate, allowed_hosts=allowed_hosts)
+    app.state.models = models
+    app.state.draining = False
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    _refusals(app, metrics)
+    checks = _key_checks(settings.api_key)
+    app.include_router(_asking(models, pool), dependencies=checks)
+    app.include_router(_telling(models, settings, metrics), dependencies=checks)
+    app.include_router(_open(app, models))
+    return app
+
+
+def _responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorAnswer} for status in statuses}
+
+
+def _key_checks(api_key: str | None) -> list[Any]:
+    """What refuses requests without the key, if there is one."""
+    if api_key is None:
+        return []
+    bearer = HTTPBearer(auto_error=False, description="The key that the server was started with.")
+    expected = api_key.encode()
+
+    async def check(request: Request) -> None:
+        found = await bearer(request)
+        given = "" if found is None else found.credentials
+        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected):
+            raise Refusal(
+                401, "wrong_key", "The key is missing or wrong.", "Authorization: Bearer KEY"
+            )
+
+    # The first is for the schema only: it refuses nothing.
+    return [Depends(bearer), Depends(check)]
+
+
+def _refusals(app: FastAPI, metrics: Metrics) -> None:
+    """What becomes of errors."""
+
+    def refuse(request: Request, refusal: Refusal) -> Response:
+        metrics.refused.labels(refusal.kind).inc()
+        return refusal.response(request.url.path)
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> Response:
+        return refuse(request, refusal)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return refuse_invalid(error.errors()[0])
+        return refuse(request, refusal_of(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
-            return refuse(404, "not_found", "There is nothing at this address.")
+            return refuse(request, Refusal(404, "not_found", "There is nothing at this address."))
         if error.status_code == 405:
-            response = refuse(405, "method_not_allowed", "This address takes another method.")
+            response = refuse(
+                request, Refusal(405, "method_not_allowed", "This address takes another method.")
+            )
             response.headers.update(error.headers or {})
             return response
         # What is left is a body that FastAPI could not read: nested too deep, not UTF-8.
-        return refuse(400, "malformed_json", "The body cannot be read as JSON.")
+        return refuse(request, Refusal(400, "malformed_json", "The body cannot be read as JSON."))
 
-    @app.exception_handler(DataError)
-    async def data_error(request: Request, error: DataError) -> Response:
-        message = f"{error.what} ({error.where})" if error.where else error.what
-        return refuse(400, "data_error", message, error.fix)
 
-    @app.post("/predict", response_model=PredictAnswer, responses=error_answers)
-    async def predict(body: PredictRequest, request: Request) -> Response:
-        for index, row in enumerate(body.texts):
-            if isinstance(row, str) != (predictor.texts_per_row == 1):
-                wanted = "a string" if predictor.texts_per_row == 1 else "a list of two strings"
-                message = f"texts[{index}] must be {wanted} for this model."
-                return refuse(422, "invalid_request", message)
-        async with turn:
-            if await request.is_disconnected():
-                return Response(status_code=499)  # nobody reads it
-            loop = asyncio.get_running_loop()
-            predictions = await loop.run_in_executor(worker, predictor, body.texts)
-        for index, (_, prediction) in enumerate(zip(body.texts, predictions, strict=True)):
-            if not is_finite(prediction):
-                message = f"The model's answer for texts[{index}] is not a finite number."
-                return refuse(500, "nonfinite_output", message)
-        return answer({"predictions": predictions})
+def _chosen(models: Mapping[str, Model], name: str | None, route: str) -> Model:
+    """The model that a request asks for.
 
-    @app.get("/health")
-    async def health() -> Response:
-        return answer({"status": "ok"})
+    Raises:
+        Refusal: there is none, or it does not do that.
+    """
+    model = next(iter(models.values())) if name is None else models.get(name)
+    if model is None:
+        raise Refusal(
+            404,
+            "model_not_found",
+            "There is no model of this name.",
+            f"Models: {', '.join(models)}.",
+        )
+    if route not in model.routes:
+        able = [other.name for other in models.values() if route in other.routes]
+        raise Refusal(
+            422,
+            "invalid_request",
+            f"The model {model.name} is for {model.task}; it has no {route}.",
+            f"Name one that has: {', '.join(able)}." if able else f"Use {model.routes[0]}.",
+        )
+    return model
 
-    @app.get("/info")
-    async def info() -> Response:
+
+def _asking(models: Mapping[str, Model], pool: ThreadPoolExecutor) -> APIRouter:
+    """The routes that compute."""
+    router = APIRouter()
+    responses = _responses(COMPUTES)
+
+    @router.post("/predict", response_model=PredictAnswer, responses=responses)
+    async def predict(body: PredictBody, request: Request) -> Response:
+        """Answer each row: a text, a pair of texts, or as many as the model takes."""
+        model = _chosen(models, body.model, "/predict")
+        rows, field = _rows(body)
+        found = await model.ask(request, rows, field, pool)
+        predictions = [model.predictor.task.written(each) for each in found.answers]
+        return answer({"model": model.name, "predictions": predictions})
+
+    @router.post("/fill-mask", response_model=PredictAnswer, responses=responses)
+    async def fill_mask(body: TextsBody, request: Request) -> Response:
+        """Guess the masked words of each text."""
+        model = _chosen(models, body.model, "/fill-mask")
+        found = await model.ask(request, body.texts, "texts", pool)
+        return answer({"model": model.name, "predictions": found.answers})
+
+    @router.post("/embed", response_model=EmbedAnswer, responses=responses)
+    async def embed(body: TextsBody, request: Request) -> Response:
+        """Give each text a vector."""
+        model = _chosen(models, body.model, "/embed")
+        found = await model.ask(request, body.texts, "texts", pool)
+        vectors = [each["embedding"] for each in found.answers]
+        return answer({"model": model.name, "embeddings": vectors})
+
+    @router.post("/similarity", response_model=SimilarityAnswer, responses=responses)
+    async def similarity(body: PairsBody, request: Request) -> Response:
+        """Say how alike the two texts of each pair are."""
+        model = _chosen(models, body.model, "/similarity")
+        found = await model.ask(request, body.pairs, "pairs", pool)
+        return answer({"model": model.name, "scores": _scores(model, found.answers)})
+
+    @router.post("/rerank", response_model=RerankAnswer, responses=responses)
+    async def rerank(body: RerankBody, request: Request) -> Response:
+        """Order texts by how near they are to a query."""
+        model = _chosen(models, body.model, "/rerank")
+        if model.task == "embedding":
+            # The query comes last, so that messages count the texts as the request does.
+            found = await model.ask(request, [*body.texts, body.query], "texts", pool, extra=1)
+            vectors = np.array([each["embedding"] for each in found.answers])
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            scores = (vectors[:-1] @ vectors[-1]).tolist()
+        else:
+            pairs = [(body.query, text) for text in body.texts]
+            scores = _scores(model, (await model.ask(request, pairs, "texts", pool)).answers)
+        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+        results = [{"index": index, "score": scores[index]} for index in order]
+        return answer({"model": model.name, "results": results})
+
+    @router.post("/tokenize", response_model=TokenizeAnswer, responses=responses)
+    async def tokenize(body: TextsBody, request: Request) -> Response:
+        """Show the tokens of each text."""
+        model = _chosen(models, body.model, "/tokenize")
+        tokens = await model.tokens(request, body.texts, pool)
+        return answer({"model": model.name, "tokens": tokens})
+
+    @router.post("/v1/embeddings", response_model=EmbeddingsAnswer, responses=responses)
+    async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
+        """Give each text a vector, as OpenAI does."""
+        model = _chosen(models, body.model, "/v1/embeddings")
+        found = await model.ask(request, body.input, "input", pool)
+        vectors: list[Any] = [each["embedding"] for each in found.answers]
+        if body.dimensions not in (None, len(vectors[0])):
+            raise Refusal(
+                422,
+                "invalid_request",
+                f"dimensions must be {len(vectors[0])} for this model.",
+                "Leave it out.",
+            )
+        if body.encoding_format == "base64":
+            packed = (np.asarray(vector, dtype="<f4").tobytes() for vector in vectors)
+            vectors = [base64.b64encode(each).decode() for each in packed]
         return answer(
             {
-                "name": name,
-                "task": predictor.task.name,
-                "labels": list(predictor.labels),
-                "max_length": predictor.max_length,
-                "texts_per_row": predictor.texts_per_row,
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": index, "embedding": vector}
+                    for index, vector in enumerate(vectors)
+                ],
+                "model": model.name,
+                "usage": {"prompt_tokens": found.tokens, "total_tokens": found.tokens},
             }
         )
+
+    return router
+
+
+def _rows(body: PredictBody) -> tuple[Sequence[Any], str]:
+    """The rows of a request, and what it calls them."""
+    if body.texts is not None:
+        return body.texts, "texts"
+    if body.pairs is not None:
+        return body.pairs, "pairs"
+    assert body.rows is not None
+    return body.rows, "rows"
+
+
+def _scores(model: Model, answers: Iterable[Answer]) -> list[float]:
+    """How alike the two texts of pairs are, as the model says it."""
+    name = "similarity" if model.task == "embedding" else "score"
+    return [each[name] for each in answers]
+
+
+def _telling(models: Mapping[str, Model], settings: ServerSettings, metrics: Metrics) -> APIRouter:
+    """The routes that tell about the server."""
+    router = APIRouter()
+
+    @router.get("/v1/models", response_model=ModelsAnswer, responses=_responses(TELLS))
+    async def list_models() -> Response:
+        """What is served."""
+        facts = [model.facts() for model in models.values()]
+        return answer({"object": "list", "data": facts})
+
+    @router.get("/info", response_model=InfoAnswer, responses=_responses(TELLS))
+    async def info() -> Response:
+        """The version, the models and the limits."""
+        return answer(
+            {
+                "version": __version__,
+                "models": [model.facts() for model in models.values()],
+                "limits": {name: getattr(settings, name) for name in LIMITS},
+            }
+        )
+
+    text: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/plain": {}}, "description": "Lines of figures."}
+    }
+
+    @router.get("/metrics", response_class=Response, responses=text | _responses(TELLS))
+    async def show_metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router
+
+
+def _open(app: FastAPI, models: Mapping[str, Model]) -> APIRouter:
+    """The routes that anybody may have: whether it lives, and what is the same everywhere."""
+    router = APIRouter()
+
+    @router.get("/health", response_model=StatusAnswer, responses=_responses(ALWAYS))
+    async def health() -> Response:
+        """Whether the process answers."""
+        return answer({"status": "ok"})
+
+    @router.get("/ready", response_model=StatusAnswer, responses=_responses((*ALWAYS, 503)))
+    async def ready() -> Response:
+        """Whether every model computed something in the last 30 seconds."""
+        if app.state.draining:
+            raise Refusal(503, "not_ready", "The server is about to end.")
+        if not all(model.worker.ready() for model in models.values()):
+            raise Refusal(503, "not_ready", "A model does not compute.")
+        return answer({"status": "ready"})
 
     for path, file, media_type in (
         ("/", "page.html", "text/html"),
         ("/page.css", "page.css", "text/css"),
         ("/page.js", "page.js", "text/javascript"),
     ):
-        page = Response((Path(__file__).parent / file).read_bytes(), media_type=media_type)
-        add_page(app, path, page)
-    return app
+        content = (Path(__file__).parent / file).read_bytes()
+        _add_page(router, path, Response(content, media_type=media_type))
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(reference(app.openapi()), media_type="text/html")
+
+    return router
 
 
-def add_page(app: FastAPI, path: str, page: Response) -> None:
+def _add_page(router: APIRouter, path: str, page: Response) -> None:
     """Serve one file that never changes."""
 
-    @app.get(path, include_in_schema=False)
+    @router.get(path, include_in_schema=False)
     async def static() -> Response:
         return page

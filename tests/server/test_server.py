@@ -1,115 +1,42 @@
 from __future__ import annotations
 
+import base64
 import json
-import os
 import random
-import signal
+import re
 import socket
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from html.parser import HTMLParser
 from http.client import HTTPConnection
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from served import HOSTILE_LABEL, JSON_TYPE, SECRET, FakePredictor, error_of, post, serving
 
-from bert.errors import DataError, UsageError
-from bert.server.app import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_TEXTS, create_app
+import bert
+from bert.errors import UsageError
 from bert.server.run import bind, serve
+from bert.server.settings import ServerSettings
 
-HOSTILE_LABEL = "<img src=x onerror=alert(1)>"
-JSON_TYPE = {"Content-Type": "application/json"}
-
-
-class FakePredictor:
-    """Answers at once, and does what a text tells it to."""
-
-    def __init__(self, texts_per_row: int = 1) -> None:
-        self.task = SimpleNamespace(name="classification")
-        self.labels = [HOSTILE_LABEL, "体育"]
-        self.texts_per_row = texts_per_row
-        self.max_length = 128
-        self.calls: list[list[Any]] = []
-        self.threads: set[int] = set()
-        self.running = threading.Semaphore(0)
-        self.release = threading.Event()
-
-    def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
-        self.calls.append(list(texts))
-        self.threads.add(threading.get_ident())
-        if "wait" in texts:
-            self.running.release()
-            assert self.release.wait(10)
-        if "refuse" in texts:
-            raise DataError("the text is refused", where="text 1", fix="write another")
-        if "fail" in texts:
-            raise RuntimeError("secret path /home/somebody")
-        if "too few" in texts:
-            return []
-        probability = float("nan") if "nan" in texts else 0.75
-        if "surrogate" in texts:
-            return [{"label": "\ud800"} for _ in texts]
-        return [
-            {
-                "label": self.labels[0],
-                "probabilities": {self.labels[0]: probability, self.labels[1]: 0.25},
-                "truncated": False,
-            }
-            for _ in texts
-        ]
-
-
-@contextmanager
-def serving(predictor: FakePredictor, **options: Any) -> Iterator[httpx.Client]:
-    """A client of a real server on a real socket of this machine."""
-    app = create_app(predictor, name="my model", **options)
-    with bind("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        port = listener.getsockname()[1]
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-                yield client
-        finally:
-            predictor.release.set()
-            server.should_exit = True
-            thread.join(10)
-    assert not thread.is_alive()
+USUAL = ServerSettings.of({})
+MAX_TEXTS, MAX_CHARACTERS = USUAL.max_client_batch_size, USUAL.max_text_chars
+MAX_BODY_BYTES = USUAL.max_body_bytes
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     with serving(FakePredictor()) as client:
         yield client
-
-
-def error_of(response: httpx.Response) -> dict[str, str]:
-    """The error of an answer, once its shape is checked."""
-    assert response.headers["content-type"] == "application/json"
-    assert set(response.json()) == {"error"}
-    error = response.json()["error"]
-    assert {"message", "type"} <= set(error) <= {"message", "type", "fix"}
-    assert all(isinstance(value, str) and value for value in error.values())
-    assert "Traceback" not in response.text
-    return dict(error)
-
-
-def post(client: httpx.Client, texts: object) -> httpx.Response:
-    return client.post("/predict", json={"texts": texts})
 
 
 # ---------------------------------------------------------------- answers
@@ -120,48 +47,159 @@ def test_predictions_come_back_in_order_one_for_each_text() -> None:
     with serving(predictor) as client:
         response = post(client, ["one", "二 🙂", ""])
     assert response.status_code == 200
+    assert response.json()["model"] == "my model"
     assert len(response.json()["predictions"]) == 3
-    assert predictor.calls == [["one", "二 🙂", ""]]
+    assert predictor.batches == [["one", "二", ""]]
 
 
 def test_a_pair_model_takes_lists_of_two_and_nothing_else() -> None:
     predictor = FakePredictor(texts_per_row=2)
     with serving(predictor) as client:
-        assert post(client, [["a", "b"], ["c", "d"]]).status_code == 200
-        assert predictor.calls == [[("a", "b"), ("c", "d")]]
-        for texts in (["a"], [["a"]], [["a", "b", "c"]], [["a", "b"], "c"], [["a", 1]]):
-            assert error_of(response := post(client, texts))["type"] == "invalid_request"
+
+        def ask(pairs: object) -> httpx.Response:
+            return client.post("/predict", json={"pairs": pairs})
+
+        assert ask([["a", "b"], ["c", "d"]]).status_code == 200
+        assert predictor.batches == [["a", "c"]]
+        for pairs in (["a"], [["a"]], [["a", "b", "c"]], [["a", "b"], "c"], [["a", 1]]):
+            assert error_of(response := ask(pairs))["type"] == "invalid_request"
             assert response.status_code == 422
-        response = post(client, [["a", "b\x00"]])
+        response = ask([["a", "b\x00"]])
         assert response.status_code == 400
         assert "offset 1 of its second text" in error_of(response)["message"]
-        assert len(predictor.calls) == 1
+        assert error_of(post(client, ["a"]))["type"] == "data_error"
+        assert len(predictor.batches) == 1
+
+
+def test_rows_have_as_many_texts_as_the_model_takes() -> None:
+    with serving(FakePredictor(4, "multiple_choice")) as client:
+        rows = [["a", "b", "c", "d"]]
+        assert client.post("/predict", json={"rows": rows}).status_code == 200
+        for bad in ([[]], ["a"], [[1]], [["a"] * 65]):
+            response = client.post("/predict", json={"rows": bad})
+            assert response.status_code == 422
+            assert error_of(response)["message"] == "rows[0] must be a list of 1 to 64 strings."
+        body = json.dumps({"rows": [["a", "b", "c\udfff", "d"]]})
+        response = client.post("/predict", content=body, headers=JSON_TYPE)
+        assert "offset 1 of its text 3" in error_of(response)["message"]
 
 
 def test_a_single_text_model_refuses_a_pair(client: httpx.Client) -> None:
     response = post(client, ["a", ["b", "c"]])
     assert response.status_code == 422
-    assert error_of(response)["message"] == "texts[1] must be a string for this model."
+    assert error_of(response)["message"] == "texts[1] must be a string."
 
 
 def test_health_and_info(client: httpx.Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
-    assert client.get("/info").json() == {
-        "name": "my model",
+    assert client.get("/ready").json() == {"status": "ready"}
+    model = {
+        "id": "my model",
+        "object": "model",
         "task": "classification",
         "labels": [HOSTILE_LABEL, "体育"],
-        "max_length": 128,
         "texts_per_row": 1,
+        "max_length": 128,
+        "precision": "fp32",
+        "routes": ["/predict", "/tokenize"],
     }
+    assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
+    info = client.get("/info").json()
+    assert info["version"] == bert.__version__
+    assert info["models"] == [model]
+    assert info["limits"]["max_client_batch_size"] == MAX_TEXTS
+    assert "api_key" not in info["limits"]
+
+
+def test_several_models_are_asked_by_name() -> None:
+    first, second = FakePredictor(), FakePredictor(task="embedding")
+    with serving({"a": first, "b": second}) as client:
+        assert post(client, ["x"]).json()["model"] == "a"
+        assert post(client, ["x"], model="b").json()["model"] == "b"
+        assert [len(each.batches) for each in (first, second)] == [1, 1]
+        response = post(client, ["x"], model="c")
+        assert response.status_code == 404
+        assert error_of(response)["type"] == "model_not_found"
+        assert error_of(response)["fix"] == "Models: a, b."
+        response = client.post("/embed", json={"texts": ["x"]})
+        assert response.status_code == 422
+        assert error_of(response)["fix"] == "Name one that has: b."
+        assert client.post("/embed", json={"texts": ["x"], "model": "b"}).json() == {
+            "model": "b",
+            "embeddings": [[1.0, 1.0]],
+        }
+
+
+def test_reranking_puts_the_nearest_first_and_counts_the_texts_as_the_request_does() -> None:
+    with serving(FakePredictor(task="embedding")) as client:
+        body = {"query": "abc", "texts": ["a", "abcd", "xyz"]}
+        results = client.post("/rerank", json=body).json()["results"]
+        assert [each["index"] for each in results] == [2, 1, 0]
+        assert results[0]["score"] == pytest.approx(1)
+        most = {"query": "a", "texts": ["a"] * MAX_TEXTS}
+        assert client.post("/rerank", json=most).status_code == 200
+        response = client.post("/rerank", json={"query": "a", "texts": ["b"] * (MAX_TEXTS + 1)})
+        assert error_of(response)["message"].startswith(f"texts has {MAX_TEXTS + 1} items")
+        response = client.post("/rerank", json={"query": "a", "texts": ["b", "refuse"]})
+        assert error_of(response)["message"] == "texts[1]: the text is refused"
+
+
+def test_tokens_are_shown_with_their_places(client: httpx.Client) -> None:
+    response = client.post("/tokenize", json={"texts": ["one two", ""]})
+    assert response.json()["tokens"] == [
+        [
+            {"id": 0, "text": "one", "start": 0, "end": 3},
+            {"id": 1, "text": "two", "start": 0, "end": 3},
+        ],
+        [],
+    ]
+
+
+def test_embeddings_as_openai_has_them() -> None:
+    with serving(FakePredictor(task="embedding")) as client:
+
+        def ask(**body: object) -> httpx.Response:
+            return client.post("/v1/embeddings", json=body)
+
+        found = ask(input="abc", model="my model").json()
+        assert found == {
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": [3.0, 1.0]}],
+            "model": "my model",
+            "usage": {"prompt_tokens": 1, "total_tokens": 1},
+        }
+        found = ask(input=["abc", "d e"], encoding_format="base64", user="me", dimensions=2).json()
+        packed = [base64.b64decode(each["embedding"]) for each in found["data"]]
+        assert np.frombuffer(b"".join(packed), "<f4").tolist() == [3.0, 1.0, 3.0, 1.0]
+        assert found["usage"]["total_tokens"] == 3
+        for body, message in (
+            ({"input": 1}, "input must be a list."),
+            ({"input": []}, "input is empty."),
+            ({"input": [[1, 2]]}, "input[0] must be a string."),
+            ({"input": "a", "encoding_format": "x"}, "encoding_format must be"),
+            ({"input": "a", "dimensions": 1}, "dimensions must be 2"),
+            ({}, "input is missing."),
+        ):
+            response = ask(**body)  # type: ignore[arg-type]
+            assert response.status_code == 422
+            error = error_of(response)
+            assert error["message"].startswith(message)
+            assert (error["param"], error["code"]) == (None, "invalid_request")
 
 
 def test_openapi_describes_the_request_and_no_page_needs_a_cdn(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
-    texts = schema["components"]["schemas"]["PredictRequest"]["properties"]["texts"]
-    assert (texts["minItems"], texts["maxItems"]) == (1, MAX_TEXTS)
-    assert {each["type"] for each in texts["items"]["anyOf"]} == {"string", "array"}
-    for path in ("/docs", "/redoc"):
-        assert client.get(path).status_code == 404
+    fields = schema["components"]["schemas"]["PredictBody"]["properties"]
+    pairs = next(each for each in fields["pairs"]["anyOf"] if each["type"] == "array")
+    assert pairs["minItems"] == 1
+    assert (pairs["items"]["minItems"], pairs["items"]["maxItems"]) == (2, 2)
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    for path in schema["paths"]:
+        assert f" {path}</code>" in page.text
+    assert "query" in page.text
+    assert not re.search(r"<script|(src|href)=.?(https?:)?//", page.text)
+    assert client.get("/redoc").status_code == 404
 
 
 # ---------------------------------------------------------------- limits
@@ -179,7 +217,7 @@ def test_the_length_of_a_text_is_limited(client: httpx.Client) -> None:
     response = post(client, ["a", "é" * (MAX_CHARACTERS + 1)])
     assert response.status_code == 413
     message = error_of(response)["message"]
-    assert message == "texts[1] has 100001 characters; the limit is 100000."
+    assert message == "texts[1] has 100,001 characters; the limit is 100,000."
 
 
 def body_of(size: int) -> bytes:
@@ -197,7 +235,7 @@ def test_the_body_is_limited_to_the_byte(client: httpx.Client, chunked: bool) ->
     assert send(MAX_BODY_BYTES).status_code == 200
     response = send(MAX_BODY_BYTES + 1)
     assert response.status_code == 413
-    assert str(MAX_BODY_BYTES) in error_of(response)["message"]
+    assert f"{MAX_BODY_BYTES:,}" in error_of(response)["message"]
 
 
 def test_a_client_that_sends_everything_before_it_reads_still_gets_the_refusal(
@@ -263,7 +301,9 @@ MALFORMED = {
     "text an object": (b'{"texts": [{"text": "a"}]}', 422),
     "text true": (b'{"texts": [true]}', 422),
     "one of a pair": (b'{"texts": [["a"]]}', 422),
-    "unknown field": (b'{"texts": ["a"], "model": "other"}', 422),
+    "unknown field": (b'{"texts": ["a"], "name": "other"}', 422),
+    "model a number": (b'{"texts": ["a"], "model": 1}', 422),
+    "texts and pairs": (b'{"texts": ["a"], "pairs": [["a", "b"]]}', 422),
     "unknown field with a surrogate": (b'{"texts": ["a"], "\\ud800": 1}', 422),
     "unknown fields by the thousand": (
         json.dumps({"texts": ["a"]} | {f"k{number}": 0 for number in range(100_000)}).encode(),
@@ -287,7 +327,7 @@ def test_a_malformed_body_is_refused(client: httpx.Client, case: str) -> None:
     [
         ("a", "texts must be a list."),
         ([], "texts is empty."),
-        (["a", 5], "texts[1] must be a string, or a list of two strings."),
+        (["a", 5], "texts[1] must be a string."),
     ],
 )
 def test_refusals_name_the_place(client: httpx.Client, texts: object, message: str) -> None:
@@ -296,7 +336,7 @@ def test_refusals_name_the_place(client: httpx.Client, texts: object, message: s
 
 def test_an_unknown_field_is_named(client: httpx.Client) -> None:
     response = client.post("/predict", json={"texts": ["a"], "text": "a"})
-    expected = 'The body does not know the field "text"; it knows: texts.'
+    expected = 'The body does not know the field "text"; it knows: model, pairs, rows, texts.'
     assert error_of(response)["message"] == expected
 
 
@@ -376,36 +416,61 @@ def test_unknown_addresses_and_methods(client: httpx.Client) -> None:
 
 
 def test_a_text_the_model_cannot_take(client: httpx.Client) -> None:
-    response = post(client, ["refuse"])
+    response = post(client, ["fine", "refuse"])
     assert response.status_code == 400
     assert error_of(response) == {
-        "message": "the text is refused (text 1)",
+        "message": "texts[1]: the text is refused",
         "type": "data_error",
         "fix": "write another",
     }
 
 
-@pytest.mark.parametrize("text", ["fail", "too few"])
-def test_an_unexpected_failure_tells_nothing_and_the_server_goes_on(
+@pytest.mark.parametrize("text", ["fail", "short", "undecodable"])
+def test_a_failure_of_the_model_tells_nothing_and_the_server_goes_on(
     client: httpx.Client, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    response = post(client, [text])
+    response = post(client, ["fine", text] if text != "short" else [text])
     assert response.status_code == 500
-    assert error_of(response) == {"message": "internal error", "type": "internal"}
+    number = 0 if text == "short" else 1
+    assert error_of(response) == {
+        "message": f"The model failed at texts[{number}].",
+        "type": "inference_failed",
+    }
     assert response.headers["x-content-type-options"] == "nosniff"
-    assert "POST /predict failed" in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "secret text" not in caplog.text
     assert post(client, ["fine"]).status_code == 200
 
 
-def test_nan_is_never_an_answer(client: httpx.Client) -> None:
-    response = post(client, ["nan"])
+def test_an_unforeseen_failure_tells_nothing_either(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakePredictor, texts: object) -> None:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(FakePredictor, "encode", fail)
+    response = post(client, ["fine"])
     assert response.status_code == 500
-    assert error_of(response)["type"] == "nonfinite_output"
-    assert "texts[0]" in error_of(response)["message"]
+    assert error_of(response) == {"message": "internal error", "type": "internal"}
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
+    monkeypatch.undo()
+    assert post(client, ["fine"]).status_code == 200
+
+
+def test_nan_is_never_an_answer_and_is_counted() -> None:
+    with serving(FakePredictor()) as client:
+        response = post(client, ["nan"])
+        assert response.status_code == 500
+        assert error_of(response)["type"] == "nonfinite_output"
+        assert "texts[0]" in error_of(response)["message"]
+        figures = client.get("/metrics").text
+    assert 'bert_nonfinite_outputs_total{model="my model"} 1.0' in figures
 
 
 def test_a_label_that_is_no_text_still_gets_an_answer(client: httpx.Client) -> None:
-    assert post(client, ["surrogate"]).json() == {"predictions": [{"label": "?"}]}
+    assert post(client, ["surrogate"]).json()["predictions"] == [{"label": "?"}]
 
 
 # ---------------------------------------------------------------- other sites and hostile labels
@@ -445,7 +510,7 @@ def test_security_headers_are_on_every_answer_and_no_cors(client: httpx.Client) 
         client.get("/nothing"),
         client.post("/predict", json={"texts": ["a"]}, headers=origin),
         client.post("/predict", content=b"x"),
-        client.post("/predict", content=b" " * (MAX_BODY_BYTES + 1)),
+        client.post("/predict", content=b" " * (MAX_BODY_BYTES + 1), headers=JSON_TYPE),
         client.options("/predict", headers=origin | {"Access-Control-Request-Method": "POST"}),
     ]
     assert [each.status_code for each in responses] == [200, 200, 404, 200, 415, 413, 405]
@@ -498,25 +563,124 @@ def test_the_page_brings_everything_along_and_obeys_its_policy(client: httpx.Cli
         assert unsafe not in script
 
 
-# ---------------------------------------------------------------- one at a time
+# ---------------------------------------------------------------- keys, figures, ids
 
 
-def test_health_answers_while_a_prediction_runs_and_predictions_take_turns() -> None:
+OPEN = ["/", "/page.css", "/page.js", "/docs", "/openapi.json", "/health", "/ready"]
+GUARDED = ["/info", "/v1/models", "/metrics"]
+COMPUTES = ["/predict", "/embed", "/similarity", "/rerank", "/fill-mask", "/tokenize"]
+COMPUTES += ["/v1/embeddings"]
+
+
+def test_the_key_is_asked_for_wherever_something_is_computed_or_told() -> None:
+    predictor = FakePredictor()
+    with serving(predictor, api_key="right") as client:
+        schema = client.get("/openapi.json").json()["paths"]
+        assert {*schema} == {*GUARDED, *COMPUTES, "/health", "/ready"}
+        right = {"Authorization": "Bearer right"}
+        for header in (
+            None,
+            "Bearer wrong",
+            "Bearer right right",
+            "Basic right",
+            "right",
+            "Bearer é",
+        ):
+            headers: Any = {} if header is None else {"Authorization": header.encode()}
+            for path in COMPUTES:
+                response = client.post(path, json={"texts": ["a"]}, headers=headers)
+                assert response.status_code == 401, (path, header)
+                assert error_of(response)["type"] == "wrong_key"
+                assert response.headers["www-authenticate"] == "Bearer"
+            for path in GUARDED:
+                assert client.get(path, headers=headers).status_code == 401
+        assert predictor.batches == []
+        for path in OPEN:
+            assert client.get(path).status_code == 200
+        assert client.post("/predict", json={"texts": ["a"]}, headers=right).status_code == 200
+        for path in GUARDED:
+            assert client.get(path, headers=right).status_code == 200
+        assert "right" not in client.get("/info", headers=right).text
+
+
+@pytest.mark.parametrize("path", ["//predict", "/predict/", "/./predict", "/Predict", "/%70redict"])
+def test_no_spelling_of_an_address_gets_around_the_key(path: str) -> None:
+    predictor = FakePredictor()
+    with serving(predictor, api_key="right") as client:
+        with socket.create_connection(("127.0.0.1", client.base_url.port or 0), 5) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+            connection.sendall(f"{head}\r\nContent-Length: 15\r\n\r\n".encode())
+            connection.sendall(b'{"texts":["a"]}')
+            assert connection.recv(100).split()[1] in (b"401", b"404")
+        assert predictor.batches == []
+
+
+def test_requests_have_ids_and_tell_what_took_long(client: httpx.Client) -> None:
+    response = post(client, ["a"])
+    assert re.fullmatch("[0-9a-f]{16}", response.headers["x-request-id"])
+    assert re.fullmatch(
+        r"tokenize;dur=[\d.]+, queue;dur=[\d.]+, compute;dur=[\d.]+",
+        response.headers["server-timing"],
+    )
+    for name, kept in (("abc-1", True), ("a b", False), ("x" * 65, False), ("é", False)):
+        headers: Any = {"X-Request-ID": name.encode()}
+        answered = client.get("/health", headers=headers).headers["x-request-id"]  # type: ignore[arg-type]
+        assert (answered == name) is kept
+
+
+def test_the_figures_tell_what_happened() -> None:
+    with serving(FakePredictor()) as client:
+        post(client, ["one two", "three"])
+        post(client, ["fail"])
+        client.get("/secret")
+        figures = client.get("/metrics")
+    assert figures.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for line in (
+        'bert_requests_total{route="/predict",status="200"} 1.0',
+        'bert_requests_total{route="/predict",status="500"} 1.0',
+        'bert_requests_total{route="other",status="404"} 1.0',
+        'bert_refused_total{type="inference_failed"} 1.0',
+        'bert_tokens_total{model="my model"} 3.0',
+        'bert_rows_total{model="my model"} 2.0',
+        'bert_failed_batches_total{model="my model"} 1.0',
+        'bert_failed_rows_total{model="my model"} 1.0',
+        'bert_queue_tokens{model="my model"} 0.0',
+        'bert_queue_requests{model="my model"} 0.0',
+        'bert_batch_tokens_sum{model="my model"} 3.0',
+    ):
+        assert line in figures.text, line
+    assert "secret" not in figures.text
+
+
+# ---------------------------------------------------------------- many at once
+
+
+def test_health_answers_while_a_prediction_runs_and_those_that_wait_share_a_batch() -> None:
     predictor = FakePredictor()
     with serving(predictor) as client, ThreadPoolExecutor(5) as pool:
         slow = pool.submit(post, client, ["wait"])
         assert predictor.running.acquire(timeout=5)
-        others = [pool.submit(post, client, [f"after {number}"]) for number in range(4)]
+        others = [pool.submit(post, client, [f"after{number}"]) for number in range(4)]
         start = time.monotonic()
         assert client.get("/health", timeout=2).status_code == 200
         assert client.get("/info", timeout=2).status_code == 200
         assert time.monotonic() - start < 2
-        assert len(predictor.calls) == 1
+        assert len(predictor.batches) == 1
         assert not slow.done()
+        wait_for(client, 'bert_queue_requests{model="my model"} 5.0')
         predictor.release.set()
         assert [each.result().status_code for each in [slow, *others]] == [200] * 5
-    assert len(predictor.calls) == 5
+    assert predictor.batches[0] == ["wait"]
+    assert sorted(predictor.batches[1]) == [f"after{number}" for number in range(4)]
     assert len(predictor.threads) == 1
+
+
+def wait_for(client: httpx.Client, line: str) -> None:
+    """Until the figures have this line."""
+    until = time.monotonic() + 5
+    while line not in client.get("/metrics").text:
+        assert time.monotonic() < until, line
+        time.sleep(0.02)
 
 
 def test_a_client_that_left_the_queue_costs_no_prediction() -> None:
@@ -526,11 +690,11 @@ def test_a_client_that_left_the_queue_costs_no_prediction() -> None:
         assert predictor.running.acquire(timeout=5)
         with pytest.raises(httpx.ReadTimeout):
             client.post("/predict", json={"texts": ["given up"]}, timeout=0.2)
-        time.sleep(0.1)  # for the closed connection to be noticed
+        wait_for(client, 'bert_dropped_requests_total{model="my model"} 1.0')
         predictor.release.set()
         assert slow.result().status_code == 200
         assert post(client, ["last"]).status_code == 200
-    assert predictor.calls == [["wait"], ["last"]]
+    assert predictor.batches == [["wait"], ["last"]]
 
 
 # ---------------------------------------------------------------- serve
@@ -540,7 +704,7 @@ def test_a_port_in_use_is_told_with_the_next_one() -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match="in use") as caught:
-            serve(FakePredictor(), "m", port=port)
+            serve({"m": FakePredictor()}, USUAL, port=port)  # type: ignore[dict-item]
     other = port + 1 if port < 65535 else port - 1
     assert caught.value.fix == f"bert serve RUN --port {other}"
     assert caught.value.exit_code == 2
@@ -549,51 +713,25 @@ def test_a_port_in_use_is_told_with_the_next_one() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_other_machines_are_not_served(host: str) -> None:
     with pytest.raises(UsageError, match="other machines") as caught:
-        serve(FakePredictor(), "m", host=host)
+        serve({"m": FakePredictor()}, USUAL, host=host)  # type: ignore[dict-item]
     assert "reverse proxy" in str(caught.value)
+    assert "BERT_API_KEY" in str(caught.value)
 
 
 @pytest.mark.parametrize(("host", "port"), [("", 0), ("a" * 100, 0), ("localhost", 65536)])
 def test_an_address_that_cannot_be_is_refused(host: str, port: int) -> None:
     with pytest.raises(UsageError):
-        serve(FakePredictor(), "m", host=host, port=port)
+        serve({"m": FakePredictor()}, USUAL, host=host, port=port)  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("missing", ["uvicorn", "fastapi"])
+@pytest.mark.parametrize("missing", ["uvicorn", "fastapi", "prometheus_client"])
 def test_without_the_extra_the_fix_is_an_install(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     # None in sys.modules raises ModuleNotFoundError, with the name, as a missing package does.
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "bert.server.app")
+    for name in ("app", "metrics", "gate"):
+        monkeypatch.delitem(sys.modules, f"bert.server.{name}")
     with pytest.raises(UsageError, match=missing) as caught:
-        serve(FakePredictor(), "m")
+        serve({"m": FakePredictor()}, USUAL)  # type: ignore[dict-item]
     assert caught.value.fix == "pip install 'bertsmith[serve]'"
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_serve_tells_its_address_answers_and_stops_at_ctrl_c() -> None:
-    program = """
-from types import SimpleNamespace
-from bert.server.run import serve
-class Fake:
-    task, labels, texts_per_row, max_length = SimpleNamespace(name="classification"), ["a"], 1, 8
-    def __call__(self, texts):
-        return [{"label": "a"} for _ in texts]
-serve(Fake(), "small model", port=0)
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    ) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("Serving small model at http://127.0.0.1:")
-        assert line.endswith("  (Ctrl-C stops)\n")
-        with httpx.Client(base_url=line.split()[4], trust_env=False) as client:
-            assert post(client, ["x"]).json() == {"predictions": [{"label": "a"}]}
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-        assert process.stderr.read() == "Stopped.\n"
