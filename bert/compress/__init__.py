@@ -1,0 +1,1 @@
+"""Smaller and faster models out of trained ones, each judged beside its original."""
