@@ -11,18 +11,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from bert import log
 from bert.errors import ModelError
-from bert.families.family import ENCODER, Family, load_family, stack
+from bert.families.family import ENCODER, Family, is_shared, load_family, stack
 from bert.hub import CONFIG, find_model
+from bert.inference import int8
 from bert.model.config import BertConfig
 from bert.model.encoder import BERT
 from bert.model.heads import HEADS
@@ -39,6 +41,7 @@ from bert.weights import (
 )
 
 FACTS = "bert.json"
+QUANTIZATION = "quantization_config"  # of config.json
 PRETRAINED_PARTS = ("words.", "next_sentence.")  # heads that mean the same in every model
 _COPY = "copy the model again from where it came from"
 _FACT_TYPES = {
@@ -49,6 +52,7 @@ _FACT_TYPES = {
     "max_length": int,
     "options": dict,
     "calibration": dict,
+    "precision": str,
 }
 # Labels that a person could tell apart; more would be a mistake or a trap.
 _MOST_LABELS = 100_000
@@ -95,6 +99,7 @@ def read_model(
     kind: str | None = None,
     labels: Sequence[str] | None = None,
     tokenizer: bool = True,
+    trainable: bool = False,
 ) -> Checkpoint:
     """Read a model directory.
 
@@ -103,10 +108,12 @@ def read_model(
         kind: the head that is wanted; without it, the one that the directory has.
         labels: names of the labels that a new head is to tell apart.
         tokenizer: whether the tokenizer is wanted too.
+        trainable: whether it is to be trained, so that 8-bit weights become fp32 ones.
 
     Returns:
-        The network in evaluation mode, in fp32. A head that the directory does not have is
-        new, and one sentence says so.
+        The network in evaluation mode, in fp32, or with the 8-bit products that it was written
+        with (``inference.int8``). A head that the directory does not have is new, and one
+        sentence says so.
 
     Raises:
         ModelError: anything in the directory that is damaged, foreign or contradictory.
@@ -130,10 +137,17 @@ def read_model(
     facts = _facts(directory)
 
     headers = read_headers(directory)
-    with torch.device("meta"):
+    with torch.device("meta"), _Shapes():
         model = family.build(kind, config, len(labels))
+        kept = _kept(stored, where)
+        if kept is not None:
+            try:
+                int8.empty_int8(model, kept)
+            except ModelError as error:
+                raise ModelError(error.what, where=where, fix=_COPY) from None
     prefix = "bert." if kind == ENCODER else ""
-    expected = {prefix + name: value.shape for name, value in model.state_dict().items()}
+    wanted = {prefix + name: value for name, value in model.state_dict().items()}
+    expected = {name: value.shape for name, value in wanted.items()}
     try:
         found, missing, left = family.on_disk(headers, config, kind, expected)
     except ModelError as error:
@@ -144,7 +158,9 @@ def read_model(
             del found[name]
             missing.append(name)
     for name, parts in found.items():
-        _check_shape(name, [headers[part] for part in parts], list(expected[name]), directory)
+        count = 1 if is_shared(name) else len(parts)
+        shapes = [headers[part] for part in parts]
+        _check_shape(name, shapes, list(expected[name]), count, directory)
     lost = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
     if lost:
         raise ModelError(
@@ -163,8 +179,20 @@ def read_model(
         )
     if left and same_head:
         log.say(f"Not used from this model: {len(left)} weights, the first being {left[0]}.")
-    tensors = read_tensors({part: headers[part] for parts in found.values() for part in parts})
-    state = {name: stack([tensors[part] for part in parts]) for name, parts in found.items()}
+    tensors = read_tensors(
+        {part: headers[part] for parts in found.values() for part in parts},
+        {part for name in found if wanted[name].dtype == torch.int8 for part in found[name]},
+    )
+    state = {}
+    for name, parts in found.items():
+        read = [tensors[part] for part in parts]
+        if is_shared(name) and not all(torch.equal(read[0], other) for other in read):
+            raise ModelError(
+                f"{parts[0]} and {parts[-1]} differ, though they scale the same input.",
+                where=str(directory),
+                fix=_COPY,
+            )
+        state[name] = read[0] if is_shared(name) else stack(read)
     if missing:
         fresh = family.build(kind, config, len(labels)).state_dict()
         state |= {name: fresh[name.removeprefix(prefix)] for name in missing}
@@ -177,6 +205,14 @@ def read_model(
         {name.removeprefix(prefix): value for name, value in state.items()}, assign=True
     )
     model.eval()
+    for name, module in int8.products(model).items():
+        if isinstance(module, int8.Int8Linear):
+            try:
+                module.check(name)
+            except ModelError as error:
+                raise ModelError(error.what, where=str(directory), fix=_COPY) from None
+    if kept is not None and trainable:
+        model = int8.dequantize(model)
     words = Tokenizer.load(directory, family.tokenizer) if tokenizer else None
     if words is not None and words.vocab_size > config.vocab_size:
         raise ModelError(
@@ -187,6 +223,8 @@ def read_model(
         )
     labels = labels if kind != ENCODER and HEADS[kind].labelled else []
     foreign = family.foreign(stored, config)
+    if kept is not None:
+        del foreign[QUANTIZATION]
     if not same_head:
         foreign.pop("problem_type", None)
     return Checkpoint(
@@ -229,6 +267,9 @@ def write_model(directory: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.labels:
         stored["id2label"] = {str(i): label for i, label in enumerate(checkpoint.labels)}
         stored["label2id"] = {label: i for i, label in enumerate(checkpoint.labels)}
+    if int8.is_int8(checkpoint.model):
+        kept = int8.kept_of(checkpoint.model)
+        stored[QUANTIZATION] = {"quant_method": int8.METHOD, "modules_to_not_convert": kept}
     prefix = "bert." if kind == ENCODER else ""
     state = {
         prefix + name: value.detach().cpu() for name, value in checkpoint.model.state_dict().items()
@@ -271,10 +312,50 @@ def _stored_kind(stored: Mapping[str, Any], family: Family, where: str) -> str:
     return family.head_of(str(architectures[0])) or ENCODER
 
 
-def _check_shape(name: str, parts: list[Stored], wanted: list[int], directory: Path) -> None:
-    """What lies on disk, stacked, must be what the configuration implies, to the unit."""
+class _Shapes(TorchFunctionMode):
+    """While it lasts, numbers are not drawn: on the device ``meta`` there are none.
+
+    PyTorch would draw them by code for which it imports its compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The tensor itself, where it would be filled."""
+        if func.__name__ in _FILLS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_FILLS = ("uniform_", "normal_", "erfinv_", "kaiming_uniform_", "trunc_normal_")
+
+
+def _kept(stored: Mapping[str, Any], where: str) -> list[str] | None:
+    """The linear maps that stay as they are in a network of 8-bit products; None for another."""
+    said = stored.get(QUANTIZATION)
+    if not isinstance(said, dict) or said.get("quant_method") != int8.METHOD:
+        return None
+    kept = said.get("modules_to_not_convert", [])
+    if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
+        raise ModelError(
+            f"modules_to_not_convert in {QUANTIZATION} is no list of names.", where=where, fix=_COPY
+        )
+    return kept
+
+
+def _check_shape(
+    name: str, parts: list[Stored], wanted: list[int], count: int, directory: Path
+) -> None:
+    """What lies on disk must be what the configuration implies, to the unit.
+
+    ``count`` is of how many that are stacked each part is one.
+    """
     shapes = [list(part.shape) for part in parts]
-    each = [wanted[0] // len(parts), *wanted[1:]] if wanted else []
+    each = [wanted[0] // count, *wanted[1:]] if wanted else []
     if any(shape != each for shape in shapes):
         raise ModelError(
             f"{name} has shape {shapes[0]}, but {CONFIG} implies {each}.",

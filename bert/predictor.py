@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import overload
@@ -14,13 +15,16 @@ from torch import nn
 
 from bert.checkpoint import Checkpoint, read_model
 from bert.data.batches import Numbers, pack_sequences
-from bert.errors import ModelError
+from bert.errors import ModelError, UsageError
 from bert.hub import CONFIG, find_model
+from bert.inference.int8 import is_int8
+from bert.inference.prepare import is_prepared, prepare
 from bert.model.precision import arithmetic, default_device, resolve_precision
 from bert.tasks.task import Answer, Task, batch_tokens, load_task, task_names
 from bert.text.tokenizer import Texts
 from bert.text.windows import Windowed
 
+ANSWERED_IN = ("auto", "fp32", "bf16", "int8")
 # Texts read ahead, to be sorted by length so that like lengths share a batch.
 TEXTS_AT_ONCE = 2048
 # Tokens computed at once: on a CPU more bring no speed (measured from 2,048 to 8,192 at a width of
@@ -51,14 +55,16 @@ class Predictor:
 
     Args:
         name: a run folder, a model directory or a hub id.
-        precision: fp32 gives the same numbers whatever the batch mates.
+        precision: fp32, whose numbers are the same whatever the batch mates, bf16, int8, or
+            ``auto``, the fastest that was measured on the model's own held-out rows: int8 where
+            the model was written in it, else what ``precision`` in ``bert.json`` says, else fp32.
         task: another than the model's own, which an encoder does by itself: ``embedding``.
 
     Raises:
         ModelError: there is no model, or it has a head that answers nothing.
     """
 
-    def __init__(self, name: str | Path, precision: str = "fp32", task: str | None = None) -> None:
+    def __init__(self, name: str | Path, precision: str = "auto", task: str | None = None) -> None:
         directory = find_model(name)
         checkpoint = read_model(directory, kind=load_task(task).kind if task else None)
         task = task or checkpoint.facts.get("task") or _task_of(checkpoint)
@@ -88,9 +94,9 @@ class Predictor:
         self.directory = directory
         self.facts = checkpoint.facts
         self.device = default_device()
-        self.precision = resolve_precision(precision, self.device)
-        self.model = checkpoint.model.to(self.device).eval()
+        self.precision = _precision(precision, checkpoint, self.device)
         self.task: Task = kind(checkpoint)
+        self.model = prepare(checkpoint.model, self.precision, self.device)
         self.labels = self.task.labels
         self.max_length = self.task.max_length
         self.texts_per_row = self.task.texts_per_row
@@ -123,6 +129,28 @@ class Predictor:
         for answer in answers(self.task, self.model, texts, self.precision, self.device):
             yield self.task.decide(answer, self.task.calibration)
 
+    # The same three steps one by one, for a server that computes texts of several requests at
+    # once: ``encode`` in any thread, ``scores`` in one.
+
+    def encode(self, texts: Sequence[Texts | tuple[str, ...]]) -> list[Windowed]:
+        """Texts as the model reads them.
+
+        Raises:
+            DataError: a text that the task cannot take.
+        """
+        return self.task.encode(texts)
+
+    def scores(self, encoded: Sequence[Windowed]) -> list[Numbers]:
+        """What the network says of every window, in order."""
+        return list(_scores(self.task, self.model, encoded, self.precision, self.device))
+
+    def answer(
+        self, text: Texts | tuple[str, ...], encoded: Windowed, scores: Sequence[Numbers]
+    ) -> Answer:
+        """The answer to a text from what the network said of each of its windows."""
+        answer = _answer(self.task, text, encoded, scores)
+        return self.task.decide(answer, self.task.calibration)
+
 
 def answers(
     task: Task,
@@ -144,11 +172,17 @@ def answers(
         scores = _scores(task, model, encoded, precision, device)
         for text, row in zip(chunk, encoded, strict=True):
             mine = [next(scores) for _ in row.windows]
-            yield {
-                **task.decode(text, row, mine),
-                "windows": row.pieces,
-                "truncated": row.truncated,
-            }
+            yield _answer(task, text, row, mine)
+
+
+def _answer(
+    task: Task, text: Texts | tuple[str, ...], encoded: Windowed, scores: Sequence[Numbers]
+) -> Answer:
+    return {
+        **task.decode(text, encoded, scores),
+        "windows": encoded.pieces,
+        "truncated": encoded.truncated,
+    }
 
 
 def _scores(
@@ -158,8 +192,10 @@ def _scores(
     windows = [window for row in encoded for window in row.windows]
     found: list[Numbers] = [_NOTHING] * len(windows)
     was_training = model.training
-    model.eval()
-    with torch.inference_mode(), arithmetic(precision, device):
+    ready = is_prepared(model)
+    if not ready:
+        model.eval()
+    with torch.inference_mode(), nullcontext() if ready else arithmetic(precision, device):
         most = CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
         for members in _batches([len(window.input_ids) for window in windows], most):
             batch = pack_sequences(
@@ -171,11 +207,29 @@ def _scores(
                 members, task.scores(model, batch_tokens(batch, device)), strict=True
             ):
                 found[i] = score
-    model.train(was_training)
+    if not ready:
+        model.train(was_training)
     return iter(found)
 
 
 _NOTHING = np.zeros(0)
+
+
+def _precision(precision: str, checkpoint: Checkpoint, device: torch.device) -> str:
+    """``auto`` as the fastest that was measured and that this machine is fast in."""
+    if precision not in ANSWERED_IN:
+        raise UsageError(f"precision is one of {', '.join(ANSWERED_IN)}, not {precision!r}.")
+    if precision == "int8" and not is_int8(checkpoint.model):
+        raise UsageError(
+            "The model has no 8-bit weights, which are chosen by texts of your own.",
+            fix="bert compress RUN --to int8 --out DIR",
+        )
+    if precision == "auto":
+        if is_int8(checkpoint.model):
+            return "int8"
+        measured = checkpoint.facts.get("precision")
+        return resolve_precision("auto", device) if measured == "bf16" else "fp32"
+    return precision
 
 
 def _task_of(checkpoint: Checkpoint) -> str | None:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,11 +92,12 @@ def read_headers(directory: Path) -> dict[str, Stored]:
     raise _no_weights(directory)
 
 
-def read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+def read_tensors(stored: Mapping[str, Stored], int8: Collection[str] = ()) -> dict[str, Tensor]:
     """These tensors, in fp32, each file being opened once.
 
     Args:
         stored: some of what ``read_headers`` found.
+        int8: names of those that are of 8-bit whole numbers and stay so.
 
     Raises:
         ModelError: one is not of floating-point numbers, holds NaN or infinity, or its file has
@@ -104,7 +105,13 @@ def read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
         OutOfMemoryError: together they are larger than the machine's memory.
     """
     for name, item in stored.items():
-        if item.dtype not in _FLOATS:
+        if name in int8 and item.dtype != "I8":
+            raise ModelError(
+                f"{name} holds {_DTYPES[item.dtype]}, but by the configuration 8-bit numbers.",
+                where=str(item.file),
+                fix="config.json and the weights belong to different models",
+            )
+        if name not in int8 and item.dtype not in _FLOATS:
             raise ModelError(
                 f"{name} holds {_DTYPES[item.dtype]}, not floating-point numbers.",
                 where=str(item.file),
@@ -129,8 +136,10 @@ def read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
                     file.seek(item.begin)
                     if file.readinto(data.numpy().data) != data.numel():
                         raise _damaged(path, "it became shorter while it was read")
-                    tensors[name] = data.view(_DTYPES[item.dtype]).view(item.shape).float()
-                    _check_finite(name, tensors[name], path)
+                    tensors[name] = data.view(_DTYPES[item.dtype]).view(item.shape)
+                    if name not in int8:
+                        tensors[name] = tensors[name].float()
+                        _check_finite(name, tensors[name], path)
         except OSError as error:
             raise _damaged(path, error.strerror or str(error)) from None
     return {name: tensors[name] for name in stored}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert.errors import ModelError
@@ -108,9 +107,8 @@ class DisentangledAttention(nn.Module):
         """[T, H] -> [T, H]."""
         width = hidden.shape[-1]
         qkv = self.qkv(hidden)  # [T, 3H]
-        weight, bias = self.qkv.weight[: 2 * width], self.qkv.bias[: 2 * width]
-        table = F.linear(self.table_dropout(positions.table), weight, bias)  # [2K, 2H]
-        queries, keys = (self._split(part) for part in table.chunk(2, dim=-1))  # [N, 2K, D]
+        table = self.qkv(self.table_dropout(positions.table))  # [2K, 3H]
+        queries, keys, _ = (self._split(part) for part in table.chunk(3, dim=-1))  # [N, 2K, D]
         rows = iter(positions.rows)
 
         def heads(part: Tensor, seen: Tensor | None) -> Tensor:

@@ -262,16 +262,23 @@ class Family:
         """Our weights under their names on disk; those of a bare encoder without the prefix."""
         bare = self.prefix if kind == ENCODER else ""
         stored: dict[str, Tensor] = {}
-        for ours, theirs in self.table(config, kind):
-            if ours in state:
-                for name, part in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
-                    stored[name.removeprefix(bare)] = part.contiguous()
+        table = dict(self.table(config, kind))
+        for ours, value in state.items():
+            theirs = _names_of(ours, table)
+            if theirs is None:
+                continue
+            shared = is_shared(ours)
+            parts = [value.clone() for _ in theirs] if shared else value.chunk(len(theirs))
+            for name, part in zip(theirs, parts, strict=True):
+                stored[name.removeprefix(bare)] = part.contiguous()
         return stored
 
     def on_disk(
         self, names: Iterable[str], config: BertConfig, kind: str, wanted: Iterable[str]
     ) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
         """Where the wanted weights are among these names on disk.
+
+        What lies beside a matrix, such as its scales, is called after it.
 
         Returns:
             Our names -> the names on disk to be stacked, our names for which nothing was
@@ -285,11 +292,13 @@ class Family:
         found: dict[str, tuple[str, ...]] = {}
         missing: list[str] = []
         for ours in wanted:
-            parts = [today.pop(name) for name in table[ours] if name in today]
-            if len(parts) == len(table[ours]):
+            theirs = _names_of(ours, table)
+            assert theirs is not None
+            parts = [today.pop(name) for name in theirs if name in today]
+            if len(parts) == len(theirs):
                 found[ours] = tuple(parts)
             elif parts:
-                raise ModelError(f"The weights hold only a part of {', '.join(table[ours])}.")
+                raise ModelError(f"The weights hold only a part of {', '.join(theirs)}.")
             else:
                 missing.append(ours)
         skipped = {*self.ignored, *(name for head in self.heads.values() for name in head.tied)}
@@ -308,6 +317,19 @@ class Family:
 
 def _names(theirs: Names) -> tuple[str, ...]:
     return (theirs,) if isinstance(theirs, str) else theirs
+
+
+def _names_of(ours: str, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...] | None:
+    """The names on disk of a weight, or of what lies beside a matrix: ``....weight_scale``."""
+    stem, _, part = ours.rpartition(".")
+    if ours in table or f"{stem}.weight" not in table:
+        return table.get(ours)
+    return tuple(name.removesuffix("weight") + part for name in table[f"{stem}.weight"])
+
+
+def is_shared(ours: str) -> bool:
+    """Whether it lies beside each part of a stacked matrix, as it belongs to their one input."""
+    return ours.rpartition(".")[2].startswith("input_")
 
 
 def stack(parts: list[Tensor]) -> Tensor:

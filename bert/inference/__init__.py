@@ -1,0 +1,1 @@
+"""Encoders prepared for answering: weights converted once, products fused, int8."""
