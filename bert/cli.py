@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 import typer.main
@@ -41,6 +41,10 @@ Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...
 Text = Annotated[list[str] | None, typer.Option(help="Column of texts; twice for pairs.")]
 Label = Annotated[str | None, typer.Option(help="Column of labels.")]
 TaskOption = Annotated[str | None, typer.Option(help="classification tagging ...")]
+ReplaceOut = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad row.")]
+Precision = Annotated[str, typer.Option(help="fp32 bf16 int8; auto: the fastest measured.")]
+Engine = Annotated[Literal["plain", "ray"], typer.Option(help="Several files on a Ray cluster.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder or model directory.")]
 CorpusArgument = Annotated[
     list[str], typer.Argument(metavar="CORPUS... [KEY=VALUE]...", help="Files or folders of text.")
@@ -89,6 +93,10 @@ def _settings_of(command: str) -> type[Settings] | None:
         from bert.recipes.finetune import FinetuneSettings
 
         return FinetuneSettings
+    if command == "compress":
+        from bert.recipes.compress import CompressSettings
+
+        return CompressSettings
     return None
 
 
@@ -333,40 +341,53 @@ def evaluate(
     text: Text = None,
     label: Label = None,
     by: Annotated[str, typer.Option(help="Column by whose values to measure too.")] = "",
+    precision: Precision = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON.")] = False,
 ) -> None:
     """Measure a fine-tuned model on labelled rows."""
     from bert.recipes.evaluate import evaluate_file
 
-    evaluate_file(run, file, text or [], label, by, as_json=as_json)
+    evaluate_file(run, file, text or [], label, by, as_json=as_json, precision=precision)
 
 
 @app.command()
 def predict(
     run: RunArgument,
-    file: Annotated[Path, typer.Argument(help="File of rows.")],
+    files: Annotated[list[str], typer.Argument(help="File of rows; or folder, URL, several.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Answers, one JSON object a row.")],
     text: Text = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    overwrite: ReplaceOut = False,
+    strict: Strict = False,
+    engine: Engine = "plain",
+    precision: Precision = "auto",
 ) -> None:
-    """Answer every row of a file."""
-    from bert.recipes.predict import predict_file
+    """Answer every row of a file, or of many."""
+    from bert.recipes.predict import predict_files
 
-    predict_file(run, file, out, text or [], overwrite=overwrite)
+    predict_files(
+        run, files, out, text or [], overwrite=overwrite, strict=strict, on_ray=engine == "ray",
+        precision=precision,
+    )  # fmt: skip
 
 
 @app.command()
 def embed(
     run: RunArgument,
-    file: Annotated[Path, typer.Argument(help="File of rows, or .txt with a text a line.")],
+    files: Annotated[list[str], typer.Argument(help="File of rows, or .txt with a text a line.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Vectors: .npy, .parquet or .jsonl.")],
     text: Text = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    overwrite: ReplaceOut = False,
+    strict: Strict = False,
+    engine: Engine = "plain",
+    precision: Precision = "auto",
 ) -> None:
-    """Write a vector for every text of a file."""
-    from bert.recipes.embed import embed_file
+    """Write a vector for every text of a file, or of many."""
+    from bert.recipes.embed import embed_files
 
-    embed_file(run, file, out, text or [], overwrite=overwrite)
+    embed_files(
+        run, files, out, text or [], overwrite=overwrite, strict=strict, on_ray=engine == "ray",
+        precision=precision,
+    )  # fmt: skip
 
 
 @app.command()
@@ -408,16 +429,143 @@ def fill_mask(
     fill_masks(run, text, as_json=as_json)
 
 
+@app.command(cls=CommandWithSettings)
+def compress(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="Directory for the smaller model.")],
+    assignments: Assignments = None,
+    to: Annotated[str | None, typer.Option(help="int8")] = None,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="Train a smaller student: layers=3 ffn=0.25.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Only cut: ffn=0.25 (share), layers=5 (kept).")
+    ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled rows to judge by; held-out ones without.")
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Rows for the student; those of the run without.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Points of the metric that may be lost; 0.5 without.")
+    ] = None,
+    text: Text = None,
+    label: Label = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model.")] = False,
+) -> None:
+    """Make a smaller or faster model, unless it is much worse."""
+    from bert.recipes.compress import CompressSettings
+    from bert.recipes.compress import compress as run_it
+
+    options = {"to": to, "data": data, "train": train, "max_drop": max_drop, "label": label}
+    given = [part for item in assignments or [] for part in re.split(r",(?=[a-z_]+=)", item)]
+    settings = _settings(
+        CompressSettings, None, given, run=run, distil=distil or None, prune=prune or None,
+        onnx=onnx or None, text=text or None, **options,
+    )  # fmt: skip
+    run_it(settings, out, overwrite=overwrite)
+
+
 @app.command()
 def serve(
-    run: RunArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders or model directories.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on.", envvar="BERT_HOST")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on.", min=0, max=65535, envvar="BERT_PORT")
+    ] = 8000,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 bf16 int8 auto", envvar="BERT_PRECISION")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Asked for; better set BERT_API_KEY.", envvar="BERT_API_KEY")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Other machines need no key.", envvar="BERT_INSECURE")
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Further name that requests may use.", envvar="BERT_ALLOWED_HOST"),
+    ] = None,
+    max_concurrent_requests: Annotated[
+        int | None,
+        typer.Option(help="Requests at once; 512 without.", envvar="BERT_MAX_CONCURRENT_REQUESTS"),
+    ] = None,
+    max_client_batch_size: Annotated[
+        int | None,
+        typer.Option(help="Texts in a request; 32 without.", envvar="BERT_MAX_CLIENT_BATCH_SIZE"),
+    ] = None,
+    max_text_chars: Annotated[
+        int | None,
+        typer.Option(help="Characters of a text; 100000 without.", envvar="BERT_MAX_TEXT_CHARS"),
+    ] = None,
+    max_body_bytes: Annotated[
+        int | None,
+        typer.Option(help="Bytes of a request; 2000000 without.", envvar="BERT_MAX_BODY_BYTES"),
+    ] = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens computed at once.", envvar="BERT_MAX_BATCH_TOKENS")
+    ] = None,
+    max_batch_requests: Annotated[
+        int | None,
+        typer.Option(help="Requests computed at once.", envvar="BERT_MAX_BATCH_REQUESTS"),
+    ] = None,
+    max_queue_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens admitted; 65536 without.", envvar="BERT_MAX_QUEUE_TOKENS"),
+    ] = None,
+    queue_timeout_ms: Annotated[
+        int | None, typer.Option(help="Longest wait; 2000 without.", envvar="BERT_QUEUE_TIMEOUT_MS")
+    ] = None,
+    request_timeout_ms: Annotated[
+        int | None,
+        typer.Option(help="Longest request; 30000 without.", envvar="BERT_REQUEST_TIMEOUT_MS"),
+    ] = None,
+    on_too_long: Annotated[
+        str | None, typer.Option(help="split, truncate or error.", envvar="BERT_ON_TOO_LONG")
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(help="To finish at the end; 30 without.", envvar="BERT_DRAIN_SECONDS"),
+    ] = None,
+    stuck_seconds: Annotated[
+        float | None,
+        typer.Option(help="Then the process ends; 120 without.", envvar="BERT_STUCK_SECONDS"),
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text or json.", envvar="BERT_LOG_FORMAT")
+    ] = None,
 ) -> None:
-    """Serve a model over HTTP, with a page to try it."""
-    from bert.recipes.serve import serve_model
+    """Serve models over HTTP, with a page to try them."""
+    from bert.recipes.serve import serve_models
 
-    serve_model(run, host, port)
+    serve_models(
+        runs,
+        host,
+        port,
+        precision,
+        insecure=insecure,
+        allowed_hosts=allowed_host or (),
+        api_key=api_key,
+        max_concurrent_requests=max_concurrent_requests,
+        max_client_batch_size=max_client_batch_size,
+        max_text_chars=max_text_chars,
+        max_body_bytes=max_body_bytes,
+        max_batch_tokens=max_batch_tokens,
+        max_batch_requests=max_batch_requests,
+        max_queue_tokens=max_queue_tokens,
+        queue_timeout_ms=queue_timeout_ms,
+        request_timeout_ms=request_timeout_ms,
+        on_too_long=on_too_long,
+        drain_seconds=drain_seconds,
+        stuck_seconds=stuck_seconds,
+        log_format=log_format,
+    )
 
 
 @app.command()

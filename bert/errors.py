@@ -46,6 +46,10 @@ class DataError(BertError, ValueError):
     exit_code = 3
 
 
+class RowError(DataError):
+    """One row of a file that is bad; those after it can still be read."""
+
+
 class ModelError(BertError, ValueError):
     """A model directory, checkpoint or configuration that cannot be."""
 

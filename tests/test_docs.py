@@ -301,32 +301,66 @@ def test_every_error_example_is_run() -> None:
     assert len(error_examples()) == shown.count("$ bert ") >= 4
 
 
-def test_the_server_is_as_told() -> None:
-    pytest.importorskip("fastapi")
-    from bert.server import app, run
+SERVING = "docs/serving.md"
+SERVER = PACKAGE / "server"
 
-    page = "docs/serving.md"
-    limits = {row[0]: row[1] for row in table(page, "limit")}
-    assert limits["texts in a request"] == f"{app.MAX_TEXTS:,}"
-    assert limits["characters in a text"] == f"{app.MAX_CHARACTERS:,}"
-    assert limits["bytes in a request"] == f"{app.MAX_BODY_BYTES:,}"
-    assert limits["time to finish after Ctrl-C or SIGTERM"] == f"{run.DRAIN_SECONDS} s"
 
-    source = Path(app.__file__).read_text(encoding="utf-8")
+def test_the_limits_of_the_server_are_as_told() -> None:
+    from bert.server.settings import ServerSettings
+
+    options = {option for parameter in COMMANDS["serve"].params for option in parameter.opts}
+    told = {row[0].split("`")[1]: row[1] for row in table(SERVING, "limit")}
+    for option, usual in told.items():
+        assert option in options
+        value = ServerSettings.model_fields[option[2:].replace("-", "_")].default
+        if value is not None:
+            assert usual == f"{value:,}".removesuffix(".0"), option
+    assert set(re.findall(r"`(--[a-z-]+)", prose(SERVING))) <= options
+    for name in ServerSettings.model_fields:
+        if name != "any_address":
+            option = "--allowed-host" if name == "allowed_hosts" else f"--{name.replace('_', '-')}"
+            assert option in options
+            assert f"`{option}" in prose(SERVING), option
+
+
+def test_variables_of_the_environment_are_as_told() -> None:
+    known = {parameter.envvar for parameter in COMMANDS["serve"].params} - {None}
+    for option in COMMANDS["serve"].params:
+        if option.envvar:
+            assert option.envvar == "BERT_" + option.opts[0][2:].replace("-", "_").upper()
+    for page in (SERVING, *(ROOT / "docs/deploy").iterdir()):
+        assert set(re.findall(r"BERT_[A-Z_]+", text_of(page))) <= known, page
+
+
+def test_the_refusals_of_the_server_are_as_told() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in SERVER.glob("*.py")]
     calls = [
         [ast.literal_eval(arg) if isinstance(arg, ast.Constant) else None for arg in node.args[:2]]
+        for source in sources
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "refuse"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Refusal"
     ]
-    told = {(int(row[0]), row[1].strip("`")) for row in table(page, "status")}
+    told = {(int(row[0]), row[1].strip("`")) for row in table(SERVING, "status")}
     assert {(status, kind) for status, kind in calls if kind} <= told
     assert {status for status, _ in calls} == {status for status, _ in told}
-    assert all(f'"{kind}"' in source for _, kind in told)
+    assert all(f'"{kind}"' in "".join(sources) for _, kind in told)
 
-    routes = set(re.findall(r"GET (/[\w.]*)|POST (/[\w.]*)", prose(page)))
-    named = {get or post for get, post in routes}
-    served = set(re.findall(r'"(/[\w.]*)"', source))
-    assert named - {"/openapi.json"} == served
+
+def test_the_routes_and_figures_of_the_server_are_as_told() -> None:
+    pytest.importorskip("fastapi")
+    from bert.server.metrics import Metrics
+
+    source = (SERVER / "app.py").read_text(encoding="utf-8")
+    served = {f"{method.upper()} {path}" for method, path in re.findall(
+        r'@router\.(get|post)\(\s*"(/[\w./-]*)"', source
+    )}  # fmt: skip
+    served |= {f"GET {path}" for path in re.findall(r'\("(/[\w.]*)", "page', source)}
+    served.add("GET /openapi.json")
+    told = [cell for row in table(SERVING, "route") for cell in (row[0], row[2])]
+    assert set(re.findall(r"`((?:GET|POST) /[\w./-]*)`", " ".join(told))) == served
+    figures = {name for row in table(SERVING, "figure") for name in re.findall(r"`(\w+)`", row[0])}
+    made = {line.split()[2] for line in Metrics().text().decode().splitlines() if "# TYPE" in line}
+    assert figures == {name for name in made if not name.endswith("_created")}
 
 
 def test_layers_are_as_tested() -> None:

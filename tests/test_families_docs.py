@@ -82,9 +82,7 @@ def verbs(
     assert answer["truncated"] is False
     if predictor.task.primary_metric:
         found.append("evaluate")
-    found.append("predict")
-    # The server takes texts and pairs.
-    return [*found, "serve"] if isinstance(texts, str) or len(texts) == 2 else found
+    return [*found, "predict", "serve"]
 
 
 def table(can: Mapping[tuple[str, str], list[str]]) -> str:

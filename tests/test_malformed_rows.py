@@ -972,7 +972,14 @@ def test_predict_refuses_and_leaves_no_part(
 ) -> None:
     refused(
         sample(60, lambda case: not case.damage.answers),
-        lambda case, file: ["predict", str(models(case.layout)), str(file), "-o", "out.jsonl"],
+        lambda case, file: [
+            "predict",
+            str(models(case.layout)),
+            str(file),
+            "-o",
+            "out.jsonl",
+            "--strict",
+        ],
         here,
         capsys,
     )

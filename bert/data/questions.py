@@ -23,9 +23,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bert.data.rows import Example, choose_columns, no_rows, text_of
+from bert.data.rows import Example, Examples, choose_columns, no_rows, text_of
 from bert.errors import DataError
-from bert.text.files import COMPRESSIONS, check_strings, distinct, open_binary, rows
+from bert.text.files import COMPRESSIONS, Row, check_strings, distinct, open_binary, rows
 
 Spans = tuple[tuple[int, str], ...]
 
@@ -86,13 +86,21 @@ def read_questions(
     Raises:
         DataError: the file or a row cannot be read, or an answer is not in its context.
     """
-    found = False
-    for row in _of_json(path) if is_json(path) else _of_rows(path, text, label):
-        found = True
-        truth = _truth(row) if labelled else None
-        yield Example((row.question, row.context), truth, row.where, row.columns)
-    if not found:
-        raise no_rows(path)
+    if is_json(path):
+        return _of_json(path, labelled)
+    question, context = question_columns(path, text)
+    if label is not None:
+        choose_columns(path, (question, context), label, labelled=True)  # whether it is there
+
+    def example(row: Row) -> Example:
+        return _example(_row(row.values, question, context, label, row.where), labelled)
+
+    return Examples(path, rows(path), example)
+
+
+def _example(row: _Row, labelled: bool) -> Example:
+    truth = _truth(row) if labelled else None
+    return Example((row.question, row.context), truth, row.where, row.columns)
 
 
 class _Row(NamedTuple):
@@ -105,14 +113,6 @@ class _Row(NamedTuple):
 
 
 # Rows -------------------------------------------------------------------------------------------
-
-
-def _of_rows(path: Path, text: Sequence[str], label: str | None) -> Iterator[_Row]:
-    question, context = question_columns(path, text)
-    if label is not None:
-        choose_columns(path, (question, context), label, labelled=True)  # whether it is there
-    for row in rows(path):
-        yield _row(row.values, question, context, label, row.where)
 
 
 def _row(
@@ -140,7 +140,16 @@ def _row(
 # SQuAD's JSON -----------------------------------------------------------------------------------
 
 
-def _of_json(path: Path) -> Iterator[_Row]:
+def _of_json(path: Path, labelled: bool) -> Iterator[Example]:
+    found = False
+    for row in _questions(path):
+        found = True
+        yield _example(row, labelled)
+    if not found:
+        raise no_rows(path)
+
+
+def _questions(path: Path) -> Iterator[_Row]:
     number = 0  # of the question
     with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as source:
         for count, article in enumerate(_Articles(path, source).read(), start=1):

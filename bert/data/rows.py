@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bert.data.draws import uniform
-from bert.errors import DataError, UsageError
-from bert.text.files import columns, rows
+from bert.errors import DataError, RowError, UsageError
+from bert.text.files import Row, columns, rows
 from bert.text.tokenizer import Texts
 
 # Columns taken for text when none is named, in this order.
@@ -165,19 +165,53 @@ def read_examples(
         DataError: the file or a row cannot be read; the message names the row.
     """
     text, label = choose_columns(path, text, label, labelled=parse is not None)
-    found = False
-    for row in rows(path):
-        found = True
+
+    def example(row: Row) -> Example:
         texts = tuple(text_of(row.values.get(name), name, row.where) for name in text)
         others = {k: v for k, v in row.values.items() if k != label and k not in text}
-        yield Example(
+        return Example(
             texts[0] if len(texts) == 1 else texts,
             parse(row.values.get(label), row.where) if parse and label else None,
             row.where,
             others,
         )
-    if not found:
-        raise no_rows(path)
+
+    return Examples(path, rows(path), example)
+
+
+class Examples(Iterator[Example]):
+    """The rows of a file as a task sees them, one by one.
+
+    A row that is bad raises a ``RowError``, after which the next one can be asked for. A file
+    without any raises a ``DataError``.
+
+    Args:
+        path: the file, for the message.
+        rows: its rows.
+        example: what a task makes of a row; a ``DataError`` that it raises is about this row.
+    """
+
+    def __init__(self, path: Path, rows: Iterator[Row], example: Callable[[Row], Example]) -> None:
+        self._path = path
+        self._rows = rows
+        self._example = example
+        self._some = False
+
+    def __next__(self) -> Example:
+        try:
+            row = next(self._rows)
+        except StopIteration:
+            if not self._some:
+                raise no_rows(self._path) from None
+            raise
+        except RowError:
+            self._some = True
+            raise
+        self._some = True
+        try:
+            return self._example(row)
+        except DataError as error:
+            raise RowError(error.what, where=error.where, fix=error.fix) from None
 
 
 def no_rows(path: Path) -> DataError:

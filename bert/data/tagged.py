@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bert.data.rows import Example, no_rows, read_examples, text_of
+from bert.data.rows import Example, Examples, no_rows, read_examples, text_of
 from bert.errors import DataError, UsageError
 from bert.metrics.spans import OUTSIDE, Span, spans_of_tags
-from bert.text.files import COMPRESSIONS, columns, format_of, lines, open_raw, rows
+from bert.text.files import COMPRESSIONS, Row, columns, format_of, lines, open_raw, rows
 
 # Columns taken when none is named: the first of these that is there.
 TEXT_NAMES = ("text", "sentence")
@@ -329,9 +329,8 @@ def _read_rows(
     name = _choose(path, there, text[0] if text else None, usual, "--text")
     names = _tag_names(path, answers) if labelled else []
     scheme = _Scheme()
-    found = False
-    for row in rows(path):
-        found = True
+
+    def example(row: Row) -> Example:
         value, where = row.values.get(name), row.where
         others = {
             key: item
@@ -342,16 +341,14 @@ def _read_rows(
         if isinstance(value, list):
             tokens = _strings(value, name, where)
             if truth is None:
-                yield Example(tokens, None, where, others)
-                continue
+                return Example(tokens, None, where, others)
             tags = _tags(truth, len(tokens), names, scheme, answers, where)
-            yield Example(*_tagged(tokens, tags, where), where, others)
-        else:
-            words = text_of(value, name, where)
-            spans = None if truth is None else _spans(truth, words, answers, where)
-            yield Example(words, spans, where, others)
-    if not found:
-        raise no_rows(path)
+            return Example(*_tagged(tokens, tags, where), where, others)
+        words = text_of(value, name, where)
+        spans = None if truth is None else _spans(truth, words, answers, where)
+        return Example(words, spans, where, others)
+
+    return Examples(path, rows(path), example)
 
 
 def _choose(

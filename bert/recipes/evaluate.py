@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert.bulk import kept_answers
+from bert.bulk import facts_of, kept_answers
 from bert.cache import cache_directory, key_of
 from bert.data.rows import Example
 from bert.errors import UsageError
@@ -19,7 +19,14 @@ from bert.tasks.task import Task
 
 
 def evaluate_file(
-    name: str, file: Path, text: Sequence[str], label: str | None, by: str, *, as_json: bool
+    name: str,
+    file: Path,
+    text: Sequence[str],
+    label: str | None,
+    by: str,
+    *,
+    as_json: bool,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Measure and print.
 
@@ -29,7 +36,7 @@ def evaluate_file(
     Raises:
         ModelError, DataError, UsageError: as their names say.
     """
-    predictor = Predictor(name)
+    predictor = Predictor(name, precision)
     task = predictor.task
     if not task.primary_metric:
         raise UsageError(
@@ -43,9 +50,9 @@ def evaluate_file(
     examples = _checked(task, task.read(file, text, label, labelled=True))
     folder = cache_directory() / "answers"
     folder.mkdir(parents=True, exist_ok=True)
-    columns = [list(text), label]
+    columns = [list(text), label, predictor.precision]
     part = folder / key_of(str(predictor.directory), str(file.resolve()), columns)
-    with kept_answers(predictor, file, examples, part, columns) as kept:
+    with kept_answers(predictor, examples, part, facts_of(file), columns, strict=True) as kept:
         figures = measure(task, kept.answered, by=by)
     del figures["most_wrong"]
     if as_json:

@@ -14,6 +14,7 @@ from pydantic import Field, create_model
 
 from bert import __version__, log
 from bert.checkpoint import FACTS, Checkpoint, read_model, write_model
+from bert.compress.distil import TaskDistillation, check_teacher
 from bert.config import Settings
 from bert.data.batches import Batch, step_samples
 from bert.data.rows import (
@@ -33,7 +34,7 @@ from bert.recipes.reporting import finetuning_report
 from bert.run import choose_folder, open_run, resumable
 from bert.tasks.task import Sample, Task, load_task
 from bert.text.corpus import hash_of_files
-from bert.training.loop import LoopSettings, Step, train
+from bert.training.loop import LoopSettings, Step, Trainable, train
 from bert.training.optim import Budget, build_optimizer
 from bert.training.state import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 
@@ -78,6 +79,7 @@ class FinetuneSettings(Settings):
     slices: str = ""
     evaluations: int | None = Field(None, gt=0)
     patience: int | None = Field(None, gt=0)
+    teacher: str | None = None
     seed: int = Field(1, ge=0, lt=2**32)
     deterministic: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -169,6 +171,7 @@ def _finetune(
     settings, checkpoint, task = _begin(settings, kind, labels, attempt, rows.hash, world)
     for example in (*rows.held_out, *rows.test):
         task.check(example)
+    objective = _objective(settings, checkpoint, task, rows, world)
     with world.first_before_others():
         run = folder
         if world.first:
@@ -185,8 +188,14 @@ def _finetune(
     _tell(facts)
 
     metrics = log.MetricsFile(run / "metrics.jsonl")
-    while not (state := _fit(settings, attempt, checkpoint, samples, task, rows, run, metrics,
-                             world, resume=resume)).learnt and attempt < restarts:  # fmt: skip
+
+    def fitted() -> TrainingState:
+        return _fit(
+            settings, attempt, checkpoint, samples, task, objective, rows, run, metrics, world,
+            resume=resume,
+        )  # fmt: skip
+
+    while not (state := fitted()).learnt and attempt < restarts:
         attempt += 1
         resume = False
         log.notice(
@@ -195,6 +204,7 @@ def _finetune(
         )
         _, checkpoint, task = _begin(settings, kind, labels, attempt, rows.hash, world)
         samples = task.samples(rows.train)
+        objective = _objective(settings, checkpoint, task, rows, world)
     if not world.first:
         return run
     figures = {
@@ -286,7 +296,8 @@ def _begin(
 ) -> tuple[FinetuneSettings, Checkpoint, Task]:
     """The settings with nothing left open, and the model as an attempt begins with it."""
     torch.manual_seed(_seed(settings, attempt))  # a new head is drawn from it
-    checkpoint = read_model(find_model(settings.model), kind=kind.kind, labels=labels or None)
+    directory = find_model(settings.model)
+    checkpoint = read_model(directory, kind=kind.kind, labels=labels or None, trainable=True)
     config = checkpoint.config
     settings = settings.model_copy(
         update={
@@ -317,12 +328,27 @@ def _begin(
     return settings, checkpoint, kind(checkpoint, options)
 
 
+def _objective(
+    settings: FinetuneSettings, checkpoint: Checkpoint, task: Task, rows: Rows, world: World
+) -> Trainable[Batch]:
+    """What is learnt: the task, from a teacher too where the settings name one."""
+    if settings.teacher is None:
+        return task
+    teacher = read_model(find_model(settings.teacher))
+    check_teacher(task, checkpoint, teacher, settings.teacher)
+    if task.problem_type == "regression":
+        # The teacher shall answer in the units in which numbers are learnt.
+        type(task)(teacher, task.options).samples(rows.train)
+    return TaskDistillation(task, teacher.model.to(world.device))
+
+
 def _fit(
     settings: FinetuneSettings,
     attempt: int,
     checkpoint: Checkpoint,
     samples: Sequence[Sample],
     task: Task,
+    objective: Trainable[Batch],
     rows: Rows,
     run: Path,
     metrics: log.MetricsFile,
@@ -357,7 +383,7 @@ def _fit(
         layer_decay=settings.layer_decay,
         frozen_layers=settings.frozen_layers,
     )
-    module = wrap(Step(model, task, world.device), world)
+    module = wrap(Step(model, objective, world.device), world)
     folder = _attempt_folder(run, attempt)
     state = TrainingState()
     if resume and (latest := latest_checkpoint(folder)):
@@ -404,7 +430,7 @@ def _fit(
 
     train(
         module,
-        task,
+        objective,
         batches,
         optimizer,
         Budget(steps=settings.epochs * steps),

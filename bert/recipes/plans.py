@@ -165,7 +165,7 @@ def _check_length(settings: PretrainSettings, config: BertConfig) -> None:
 
 def _start(settings: PretrainSettings, name: str, kind: str, tokenizer: Tokenizer) -> Checkpoint:
     """The model to start or to learn from, which must have the words of the tokenizer."""
-    checkpoint = read_model(find_model(name), kind=kind)
+    checkpoint = read_model(find_model(name), kind=kind, trainable=True)
     assert checkpoint.tokenizer is not None
     if checkpoint.tokenizer.backend.get_vocab() != tokenizer.backend.get_vocab():
         raise UsageError(

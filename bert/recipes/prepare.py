@@ -25,6 +25,7 @@ from bert.data.shards import (
     write_tokens,
 )
 from bert.data.workers import EXAMPLES, Encoded, Job, chunks, cores, encode_all, encode_documents
+from bert.distributed import ray_cluster
 from bert.errors import DataError, UsageError
 from bert.recipes.tokenizer import SAMPLE_CHARACTERS
 from bert.text.cleaning import FAULTS, NAMES
@@ -235,37 +236,26 @@ def _encode_on_ray(sources: Sequence[Source], text_column: str, job: Job) -> Ite
     Tasks run ahead of what is written by four chunks each, and no more of them at once than
     the cluster has cores. Local files must have the same path on every machine.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("Ray is missing.", fix="pip install 'bertsmith[ray]'") from None
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
-    shared = ray.put(job)
-
-    encode = ray.remote(num_returns="streaming", _generator_backpressure_num_objects=4)(
-        _encode_source
-    )
-    try:
+    with ray_cluster() as ray:
+        shared = ray.put(job)
+        encode = ray.remote(num_returns="streaming", _generator_backpressure_num_objects=4)(
+            _encode_source
+        )
         waiting: list[Any] = []
         following = iter(sources)
         room = max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        while True:
-            while len(waiting) < room and (source := next(following, None)) is not None:
-                waiting.append(encode.remote(source, text_column, shared))
-            if not waiting:
-                return
-            for result in waiting.pop(0):
-                yield ray.get(result)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DataError | UsageError):
-            raise error.cause from None
-        raise
-    finally:
-        if started:
-            ray.shutdown()
+        try:
+            while True:
+                while len(waiting) < room and (source := next(following, None)) is not None:
+                    waiting.append(encode.remote(source, text_column, shared))
+                if not waiting:
+                    return
+                for result in waiting.pop(0):
+                    yield ray.get(result)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DataError | UsageError):
+                raise error.cause from None
+            raise
 
 
 def _encode_source(source: Source, text_column: str, job: Job) -> Iterator[Encoded]:

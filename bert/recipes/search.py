@@ -18,7 +18,7 @@ from bert.errors import UsageError
 from bert.hub import CONFIG
 from bert.pooling import FILES
 from bert.predictor import Predictor
-from bert.recipes.embed import text_column, texts_of, vectors, width_of, write_npy
+from bert.recipes.embed import append_vectors, text_column, texts_of
 from bert.text.corpus import content_hash
 from bert.text.tokenizer import TOKENIZER_FILES
 
@@ -51,12 +51,11 @@ def search_file(
         raise UsageError("The question is empty.", fix='bert search RUN FILE "a question"')
     column = text_column(file, text)
     predictor = Predictor(name, task="embedding")
-    width = width_of(predictor)
     key = key_of(__version__, content_hash([file]), column, _model_hash(predictor.directory))
     folder = cached(
         "vectors",
         key,
-        lambda stage: _build(stage / "vectors.npy", width, predictor, file, column),
+        lambda stage: _build(stage / "vectors.npy", predictor, file, column),
     )
     table = np.load(folder / "vectors.npy", mmap_mode="r")
     asked = np.array(predictor(query)["embedding"], dtype=np.float32)
@@ -109,8 +108,9 @@ def nearest(
     return places, best
 
 
-def _build(path: Path, width: int, predictor: Predictor, file: Path, column: str | None) -> None:
-    write_npy(path, width, vectors(predictor, file, column))
+def _build(path: Path, predictor: Predictor, file: Path, column: str | None) -> None:
+    path.touch()
+    append_vectors(predictor, texts_of(file, column), path)
 
 
 def _model_hash(directory: Path) -> str:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint as again
 from bert.checkpoint import Checkpoint
 from bert.config import Settings
 from bert.data.batches import Batch, Numbers
-from bert.data.rows import Example, choose_columns, no_rows, text_of
+from bert.data.rows import Example, Examples, choose_columns, text_of
 from bert.errors import DataError, UsageError
 from bert.metrics import plots
 from bert.metrics.ranking import RankingTally, ranks_of
@@ -28,7 +28,7 @@ from bert.metrics.regress import RegressionTally
 from bert.model.packing import Packed, Tokens
 from bert.pooling import Pooling
 from bert.tasks.task import Answer, Mistake, Sample, Targets, Task, batch_tokens
-from bert.text.files import columns, rows
+from bert.text.files import Row, columns, rows
 from bert.text.tokenizer import Texts
 from bert.text.windows import Windowed, in_windows
 from bert.training.loop import Outcome
@@ -147,9 +147,8 @@ class Embedding(Task):
                     fix="leave out --label, or name two columns: --text COLUMN --text COLUMN",
                 )
             choose_columns(path, names, label, labelled=True)
-        found = False
-        for row in rows(path):
-            found = True
+
+        def example(row: Row) -> Example:
             parts = [text_of(row.values.get(name), name, row.where) for name in names]
             if len(parts) == MOST_TEXTS and not parts[2].strip():
                 parts.pop()  # a pair among triplets
@@ -159,9 +158,9 @@ class Embedding(Task):
             if labelled:
                 truth = ALIKE if score is None else _score(row.values.get(score), score, row.where)
             others = {k: v for k, v in row.values.items() if k != score and k not in names}
-            yield Example(parts[0] if len(parts) == 1 else tuple(parts), truth, row.where, others)
-        if not found:
-            raise no_rows(path)
+            return Example(parts[0] if len(parts) == 1 else tuple(parts), truth, row.where, others)
+
+        return Examples(path, rows(path), example)
 
     @classmethod
     def text_columns(cls, path: Path, text: Sequence[str]) -> tuple[str, ...]:

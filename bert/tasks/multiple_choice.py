@@ -17,7 +17,7 @@ from bert.checkpoint import Checkpoint
 from bert.config import Settings
 from bert.data.batches import Batch, Numbers
 from bert.data.draws import permutation
-from bert.data.rows import Example, label_name, no_rows, text_of
+from bert.data.rows import Example, Examples, label_name, text_of
 from bert.errors import DataError, UsageError
 from bert.metrics.calibrate import CalibrationTally
 from bert.tasks.classification import (
@@ -120,9 +120,8 @@ class MultipleChoice(Task):
                 where=str(path),
                 fix="name the column of answers: --label COLUMN",
             )
-        found = False
-        for row in rows(path):
-            found = True
+
+        def example(row: Row) -> Example:
             parts = [
                 next((name for name in usual if row.values.get(name) is not None), "")
                 for usual in (CONTEXT_COLUMNS, QUESTION_COLUMNS)
@@ -131,14 +130,14 @@ class MultipleChoice(Task):
             choices, marks, used = _choices(row)
             value = row.values.get(label) if labelled else None
             others = {*row.values} - {*parts, *used, label}
-            yield Example(
+            return Example(
                 (context, question, *choices),
                 _answer(value, choices, marks, row.where),
                 row.where,
                 {name: row.values[name] for name in sorted(others)},
             )
-        if not found:
-            raise no_rows(path)
+
+        return Examples(path, rows(path), example)
 
     @classmethod
     def text_columns(cls, path: Path, text: Sequence[str]) -> tuple[str, ...]:

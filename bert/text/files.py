@@ -20,12 +20,13 @@ import lzma
 import shlex
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from bert.errors import DataError
+from bert.errors import DataError, RowError
 
 FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 ROW_FORMATS = FORMATS[1:]
@@ -58,6 +59,26 @@ class Row:
 
     values: dict[str, Any]
     where: str
+
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def each(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """What a function makes of items, one by one, as ``map`` does.
+
+    Where it raises a ``DataError``, a ``RowError`` comes instead, and ``next`` goes on with the
+    item after it. Of a generator nothing would be left.
+    """
+
+    def one(item: S) -> T:
+        try:
+            return function(item)
+        except DataError as error:
+            raise RowError(error.what, where=error.where, fix=error.fix) from None
+
+    return map(one, items)
 
 
 # Names of files ---------------------------------------------------------------------------------
@@ -248,32 +269,51 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     is dropped. Memory stays constant.
 
     Raises:
-        DataError: bytes that are not UTF-8 or are NUL, a line of more than 16 MiB, or a file
-            that cannot be read.
+        DataError: a file that cannot be read.
+        RowError: bytes that are not UTF-8 or are NUL, or a line of more than 16 MiB.
     """
+    return each(partial(_decoded, path), _raw_lines(path))
+
+
+class _RawLine(NamedTuple):
+    number: int
+    raw: bytes
+    head: bytes  # of the file
+    file: io.BufferedReader
+
+
+def _raw_lines(path: Path) -> Iterator[_RawLine]:
     with open_binary(path) as file:
         head = file.peek(8)[:8]
         number = 0
         while raw := file.readline(LINE_LIMIT + 2):
             number += 1
-            if raw.endswith(b"\n"):
-                raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
-            if len(raw) > LINE_LIMIT:
-                raise DataError(
-                    f"The line is longer than {LINE_LIMIT // 2**20} MiB.",
-                    where=f"{path}:{number}",
-                    fix="put each paragraph or row on a line of its own",
-                )
-            bad = raw.find(b"\0")
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                bad = min(bad, error.start) if bad >= 0 else error.start
-            if bad >= 0:
-                sample = raw[max(0, bad - 4096) :] + b"\n" + file.read(_SAMPLE)
-                where = f"{path}:{number}:{bad + 1}"
-                raise _not_utf8(path, where, raw[bad], head, sample[:_SAMPLE])
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
+            yield _RawLine(number, raw, head, file)
+            while len(raw) == LINE_LIMIT + 2 and not raw.endswith(b"\n"):
+                raw = file.readline(LINE_LIMIT + 2)  # the rest of a line that is too long
+
+
+def _decoded(path: Path, line: _RawLine) -> tuple[int, str]:
+    number, raw, head, file = line
+    if raw.endswith(b"\n"):
+        raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
+    if len(raw) > LINE_LIMIT:
+        raise DataError(
+            f"The line is longer than {LINE_LIMIT // 2**20} MiB.",
+            where=f"{path}:{number}",
+            fix="put each paragraph or row on a line of its own",
+        )
+    bad = raw.find(b"\0")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = min(bad, error.start) if bad >= 0 else error.start
+    if bad >= 0:
+        # Looked at and not taken: the lines that follow may be good.
+        sample = raw[max(0, bad - 4096) :] + b"\n" + file.peek(_SAMPLE)
+        where = f"{path}:{number}:{bad + 1}"
+        raise _not_utf8(path, where, raw[bad], head, sample[:_SAMPLE])
+    return number, text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _not_utf8(path: Path, where: str, byte: int, head: bytes, sample: bytes) -> DataError:
@@ -363,7 +403,8 @@ def rows(path: Path) -> Iterator[Row]:
 
     Raises:
         DataError: the format has no columns or is not known; while reading, anything wrong with
-            a row or with the file.
+            the file.
+        RowError: anything wrong with a row, after which the next one can be read.
     """
     kind = format_of(path)
     if kind == ".txt":
@@ -385,13 +426,23 @@ def columns(path: Path) -> list[str]:
     if kind == ".txt":
         raise _no_columns(path)
     if kind == ".jsonl":
-        for row in _json_rows(path):
-            return list(row.values)
-        raise _no_rows(path)
+        return _first_names(path, _json_rows(path))
     if kind == ".parquet":
         with open_raw(path) as raw:
             return _parquet_names(path, _open_parquet(path, raw))
     return _header(path, _records(path, kind))
+
+
+def _first_names(path: Path, found: Iterator[Row]) -> list[str]:
+    """The columns of the first row that is not bad."""
+    first: RowError | None = None
+    while True:
+        try:
+            return list(next(found).values)
+        except StopIteration:
+            raise first or _no_rows(path) from None
+        except RowError as error:
+            first = first or error
 
 
 def _no_columns(path: Path) -> DataError:
@@ -472,39 +523,42 @@ _DECODER = json.JSONDecoder(object_pairs_hook=distinct)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            values = _DECODER.decode(line)
-        except DataError as error:
-            error.where = where
-            raise
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"Not valid JSON: {error.msg}.",
-                where=f"{where}:{error.colno}",
-                fix=_one_object(path, line),
-            ) from None
-        except RecursionError:
-            raise DataError(
-                "The JSON is nested too deeply.", where=where, fix="flatten it to named columns"
-            ) from None
-        except ValueError as error:  # a number of thousands of digits
-            raise DataError(
-                f"Not readable JSON: {error}.", where=where, fix="write such a value as a string"
-            ) from None
-        if not isinstance(values, dict):
-            kind = {list: "an array", str: "a string", type(None): "null"}.get(
-                type(values), "a single value"
-            )
-            raise DataError(
-                f"The line holds {kind}, not an object.", where=where, fix=_one_object(path, line)
-            )
-        if "\\u" in line:  # the only way in: raw NULs and surrogates never pass lines()
-            check_strings(values, where)
-        yield Row(values, where)
+    filled = filter(lambda line: line[1].strip(), lines(path))
+    return each(partial(_json_row, path), filled)
+
+
+def _json_row(path: Path, numbered: tuple[int, str]) -> Row:
+    number, line = numbered
+    where = f"{path}:{number}"
+    try:
+        values = _DECODER.decode(line)
+    except DataError as error:
+        error.where = where
+        raise
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"Not valid JSON: {error.msg}.",
+            where=f"{where}:{error.colno}",
+            fix=_one_object(path, line),
+        ) from None
+    except RecursionError:
+        raise DataError(
+            "The JSON is nested too deeply.", where=where, fix="flatten it to named columns"
+        ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(
+            f"Not readable JSON: {error}.", where=where, fix="write such a value as a string"
+        ) from None
+    if not isinstance(values, dict):
+        kind = {list: "an array", str: "a string", type(None): "null"}.get(
+            type(values), "a single value"
+        )
+        raise DataError(
+            f"The line holds {kind}, not an object.", where=where, fix=_one_object(path, line)
+        )
+    if "\\u" in line:  # the only way in: raw NULs and surrogates never pass lines()
+        check_strings(values, where)
+    return Row(values, where)
 
 
 def _one_object(path: Path, line: str) -> str:
@@ -518,21 +572,31 @@ def _records(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
     """Rows of a CSV or TSV file, the header too: the line each starts on, and its fields."""
     # The module's default of 128 KiB is less than a long document.
     csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT))
-    source = (line + "\n" for _, line in lines(path))
+    numbers: list[int] = []  # of the lines of a record
+
+    def line_of(numbered: tuple[int, str]) -> str:
+        numbers.append(numbered[0])
+        return numbered[1] + "\n"
+
+    source = map(line_of, lines(path))
     if kind == ".csv":
         reader = csv.reader(source, strict=True)
     else:
         reader = csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE)
-    while True:
-        start = reader.line_num + 1
+
+    def record() -> tuple[int, list[str]]:
+        numbers.clear()
         try:
             fields = next(reader)
-        except StopIteration:
-            return
         except csv.Error as error:
-            raise _bad_record(f"{path}:{start}", kind, str(error)) from None
-        if fields:
-            yield start, fields
+            bad = _bad_record(f"{path}:{numbers[0]}", kind, str(error))
+            if len(numbers) == 1:
+                raise RowError(bad.what, where=bad.where, fix=bad.fix) from None
+            raise bad from None  # a quote may have swallowed rows
+        return numbers[0], fields
+
+    # Not a generator: after a bad record the next one can be asked for.
+    return filter(lambda found: found[1], iter(record, None))
 
 
 def _bad_record(where: str, kind: str, message: str) -> DataError:
@@ -562,7 +626,9 @@ def _header(path: Path, records: Iterator[tuple[int, list[str]]]) -> list[str]:
 def _table_rows(path: Path, kind: str) -> Iterator[Row]:
     records = _records(path, kind)
     names = _header(path, records)
-    for start, fields in records:
+
+    def row(record: tuple[int, list[str]]) -> Row:
+        start, fields = record
         where = f"{path}:{start}"
         if len(fields) != len(names):
             separator = {".csv": "comma", ".tsv": "tab"}[kind]
@@ -572,7 +638,9 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
                 where=where,
                 fix=f"separate the fields of this row with one {separator} each{quoting}",
             )
-        yield Row(dict(zip(names, fields, strict=True)), where)
+        return Row(dict(zip(names, fields, strict=True)), where)
+
+    return each(row, records)
 
 
 def _open_parquet(path: Path, raw: io.BufferedReader) -> Any:
@@ -599,6 +667,15 @@ def _parquet_names(path: Path, file: Any) -> list[str]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
+    return each(_checked, _parquet_values(path))
+
+
+def _checked(row: Row) -> Row:
+    check_strings(row.values, row.where)
+    return row
+
+
+def _parquet_values(path: Path) -> Iterator[Row]:
     import pyarrow
 
     with open_raw(path) as raw:
@@ -616,6 +693,4 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 return
             for row in values:
                 number += 1
-                where = f"{path}:{number}"
-                check_strings(row, where)
-                yield Row(row, where)
+                yield Row(row, f"{path}:{number}")

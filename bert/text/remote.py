@@ -72,7 +72,7 @@ def read_sources(
 
         def fetch_next() -> Any:
             url = next(following, None)
-            return fetcher.submit(_fetch, url, Path(folder)) if url else None
+            return fetcher.submit(fetch, url, Path(folder)) if url else None
 
         fetched = fetch_next()
         for source in sources:
@@ -98,8 +98,51 @@ def _under_its_own_name(path: Path, url: str, text_column: str) -> Iterator[Docu
         raise DataError(error.what, where=where, fix=fix) from None
 
 
-def _fetch(url: str, folder: Path) -> Path:
-    """Copy a remote file into a folder of its own, under the name it has there."""
+def is_file(url: str) -> bool:
+    """Whether a URL is that of one file by its name, which need not exist.
+
+    Raises:
+        UsageError: the kind of URL is not known, or what reads it is not installed.
+    """
+    _, path = _file_system(url)
+    return "*" not in path and _readable(path)
+
+
+def files_below(url: str) -> dict[str, str]:
+    """The URLs of the files in a folder or of a pattern, by their names below the folder.
+
+    Raises:
+        DataError: there are none.
+        UsageError: the kind of URL is not known, or what reads it is not installed.
+    """
+    file_system, path = _file_system(url)
+    folder = path.partition("*")[0].rpartition("/")[0] if "*" in path else path.rstrip("/")
+    return {
+        file_system._strip_protocol(found).removeprefix(folder).lstrip("/"): found
+        for found in _files_behind(url)
+    }
+
+
+def mark_of(url: str) -> str:
+    """What changes when a remote file does: its size, time or tag.
+
+    Raises:
+        DataError: it cannot be reached.
+        UsageError: the kind of URL is not known, or what reads it is not installed.
+    """
+    file_system, path = _file_system(url)
+    try:
+        return str(file_system.ukey(path))
+    except Exception as error:
+        raise _unreachable(url, error) from None
+
+
+def fetch(url: str, folder: Path) -> Path:
+    """Copy a remote file into a folder of its own, under the name it has there.
+
+    Raises:
+        DataError: it cannot be fetched.
+    """
     file_system, path = _file_system(url)
     target = Path(tempfile.mkdtemp(dir=folder), PurePosixPath(path).name.partition("?")[0])
     try:
