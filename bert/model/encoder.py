@@ -116,15 +116,14 @@ class BERT(nn.Module):
         if self.config.positions == "counted":
             counted = tokens.packed.counted(tokens.input_ids, self.config.pad_token_id)
             tokens = tokens._replace(position_ids=counted)
-        rows = len(tokens.input_ids)
-        tokens = tokens.filled()
+        given, tokens = tokens, tokens.filled()
         hidden: Tensor = self.embeddings(
             tokens.input_ids, tokens.token_type_ids, tokens.position_ids
         )
         for index, (mask, position) in enumerate(self.surroundings(tokens)):
             hidden = self.layers[index % len(self.layers)](hidden, mask, position)
         normed: Tensor = self.norm(hidden)
-        return normed[:rows]
+        return normed if tokens is given else normed[: len(given.input_ids)]
 
     def surroundings(self, tokens: Tokens) -> Iterator[tuple[Packed, Any]]:
         """For each layer: who sees whom, and what its attention is told of positions."""

@@ -254,10 +254,12 @@ class Tokens(NamedTuple):
 
         No other sees it, and as nothing is made of its rows, no gradient comes from them.
         """
+        if torch.compiler.is_compiling() or self.input_ids.device.type != "cpu":
+            return self  # compiled for any number of rows
         rows = len(self.input_ids)
         more = -rows % ROWS_STEP
-        compiling = torch.compiler.is_compiling()  # for any number of rows
-        if compiling or self.input_ids.device.type != "cpu" or not 0 < more <= MOST_FILL * rows:
+        padded = sum(self.packed.lengths) != rows  # its padding is among the rows already
+        if padded or not 0 < more <= MOST_FILL * rows:
             return self
         ids, types, positions = (F.pad(array, (0, more)) for array in self[:3])
         lengths = (*self.packed.lengths, more)
