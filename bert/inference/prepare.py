@@ -76,13 +76,13 @@ def prepare(model: nn.Module, precision: str, device: torch.device) -> nn.Module
             replace_product(model, name, Int8Product(module))
         else:
             replace_product(model, name, Bf16Product(module))
-    encoder.prepared = precision  # type: ignore[assignment]
+    model.prepared = precision  # type: ignore[assignment]
     return model
 
 
 def is_prepared(model: nn.Module) -> bool:
     """Whether the network needs no further context to compute in its precision."""
-    return hasattr(encoder_of(model), "prepared")
+    return hasattr(model, "prepared")
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:
