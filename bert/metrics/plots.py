@@ -251,6 +251,25 @@ def histogram(
     return _finish(figure, axes, words, path, title, x_label, "count")
 
 
+def f1_scores(path: str | Path, scores: Mapping[str, Mapping[str, Any]], kind: str) -> Path:
+    """F1 with its interval for each label, or for each type of what is found.
+
+    Args:
+        path: the PNG file to write.
+        scores: name to figures, among them ``f1`` with value, low and high; a span without a
+            type has no name.
+        kind: what the names are.
+
+    Returns:
+        The path.
+    """
+    values = {
+        name or "entity": (one["f1"]["value"], one["f1"]["low"], one["f1"]["high"])
+        for name, one in scores.items()
+    }
+    return intervals(path, values, title=f"F1 by {kind}", x_label="F1")
+
+
 def intervals(
     path: str | Path,
     values: Mapping[str, tuple[float, float, float]],

@@ -182,15 +182,7 @@ class Classification(Task):
             folder / "confusion.png", figures["confusion"], names, title="Held-out rows"
         )
         yield folder / "confusion.png", "what is taken for what"
-        plots.intervals(
-            folder / "f1.png",
-            {
-                name: (score["f1"]["value"], score["f1"]["low"], score["f1"]["high"])
-                for name, score in figures["per_label"].items()
-            },
-            title="F1 by label",
-            x_label="F1",
-        )
+        plots.f1_scores(folder / "f1.png", figures["per_label"], "label")
         yield folder / "f1.png", "F1 by label"
         yield from calibration_pictures(figures, folder)
 

@@ -249,15 +249,7 @@ class Multilabel(Task):
 
     def pictures(self, figures: Mapping[str, Any], folder: Path) -> Iterable[tuple[Path, str]]:
         """F1 by label, and how far probabilities can be trusted."""
-        plots.intervals(
-            folder / "f1.png",
-            {
-                name: (score["f1"]["value"], score["f1"]["low"], score["f1"]["high"])
-                for name, score in figures["per_label"].items()
-            },
-            title="F1 by label",
-            x_label="F1",
-        )
+        plots.f1_scores(folder / "f1.png", figures["per_label"], "label")
         yield folder / "f1.png", "F1 by label"
         yield from calibration_pictures(figures, folder)
 

@@ -310,15 +310,7 @@ class Tagging(Task):
 
     def pictures(self, figures: Mapping[str, Any], folder: Path) -> Iterable[tuple[Path, str]]:
         """F1 by type, and whether scores can be trusted."""
-        plots.intervals(
-            folder / "f1.png",
-            {
-                name or "entity": (score["f1"]["value"], score["f1"]["low"], score["f1"]["high"])
-                for name, score in figures["per_label"].items()
-            },
-            title="F1 by type",
-            x_label="F1",
-        )
+        plots.f1_scores(folder / "f1.png", figures["per_label"], "type")
         yield folder / "f1.png", "F1 by type"
         if "reliability" in figures:
             plots.reliability(
