@@ -34,14 +34,14 @@ def measure(way: str, steps: int) -> dict[str, float]:
     from bert.model.heads import BertForSequenceClassification
     from bert.model.packing import Tokens
     from bert.model.precision import arithmetic, resolve_precision
-    from bert.training.loop import _keep_freed_memory
+    from bert.training.loop import keep_freed_memory
     from bert.training.optim import build_optimizer
 
     if way == "plain":
         packing.ROWS_STEP = packing.LENGTH_STEP = 1
         packing.SHORT = 0
     if way == "kept":
-        _keep_freed_memory()
+        keep_freed_memory()
     cpu = torch.device("cpu")
     precision = resolve_precision("auto", cpu)
     torch.manual_seed(0)

@@ -38,7 +38,7 @@ RUN_TOKENS = 96
 SHORT = 64
 # On a CPU a matrix product is compiled for its shape and then kept, up to about a thousand of
 # them. Rows and lengths are rounded up to these, so that few shapes come again and again: training
-# steps of 400 tokens take a tenth less time and 600 MiB less (``benchmarks/shapes.py``).
+# steps of 400 tokens take a seventh less time and 700 MiB less (``benchmarks/shapes.py``).
 ROWS_STEP, LENGTH_STEP = 32, 8
 MOST_FILL = 1 / 8  # of the rows; so few texts are computed as they are
 

@@ -153,7 +153,7 @@ def train(
         BertError: the loss was not finite several times in a row; the checkpoint before
             that is kept.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     started = time.monotonic() - state.seconds
     saved_at = state.seconds
@@ -276,7 +276,7 @@ def train(
         upcoming.cancel()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have this process keep large blocks that are freed, for the next step to take again.
 
     glibc hands them back to the system, which clears every page anew when it is next touched:
