@@ -244,7 +244,7 @@ def score(name: str, folder: Path, arguments: argparse.Namespace) -> float:
     from bert.predictor import Predictor
 
     _, dev = files_of(name, arguments.rows, arguments.out)
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, "fp32")
     predictor.task.calibration = {}
     examples = list(predictor.task.read(dev, [], None, labelled=True))
     answered = zip(examples, predictor([example.texts for example in examples]), strict=True)

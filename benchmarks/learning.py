@@ -1,12 +1,14 @@
 """Does pretraining help, and which objective most? From one corpus and one budget to three tasks.
 
 BERT_DATA=DIR python benchmarks/learning.py CORPUS... --out DIR [--minutes 10] [--seeds 5]
-                                            [--size mini] [--rows 2000]
+                                            [--size tiny] [--vocabulary 8000] [--rows 2000]
+                                            [--pretrain KEY=VALUE...]
 
-Every objective pretrains the same size on the same text for the same minutes of one core, at
-the defaults of bert pretrain; what is distilled spends half of them on its teacher, a model of
-masked words, and half on itself. ``none`` has random weights. Then each start is fine-tuned from
-several seeds on the same rows of SST-2, MRPC and CoNLL-2003. Runs go side by side, one to a core.
+Every objective pretrains the same size on the same text for the same minutes of one core, with
+the settings of --pretrain (those of ``bert demo`` where none are given); what is distilled
+spends half of them on its teacher, a model of masked words, and half on itself. ``none`` has
+random weights. Then each start is fine-tuned from several seeds on the same rows of SST-2, MRPC
+and CoNLL-2003. Runs go side by side, one to a core.
 What is there already is not run again. The table has means with 95% intervals over seeds, and
 for every pair of start and task the difference to ``none``.
 """
@@ -26,10 +28,13 @@ from queue import SimpleQueue
 from finetune import SETS, files_of
 
 from bert.metrics.intervals import mean_interval
+from bert.recipes.demo import PRETRAINING
 
 OBJECTIVES = ("mlm", "mlm+nsp", "mlm+sop", "rtd", "distill")
 STARTS = ("none", *OBJECTIVES)
 TASKS = ("sst2", "mrpc", "conll2003")
+# The demo learns in minutes what takes hours at the defaults of bert pretrain.
+DEMO = [f"{key}={PRETRAINING[key]}" for key in PRETRAINING.keys() - {"size", "vocab_size"}]
 EPOCHS = {"sst2": 4, "mrpc": 4, "conll2003": 8}
 
 
@@ -49,7 +54,7 @@ def pretrained(objective: str, core: int, arguments: argparse.Namespace) -> None
         return
     # The network of ``none`` has taken one step at a rate of nothing.
     whole: list[object] = ["--minutes", arguments.minutes]
-    settings = [f"sequence_length={arguments.length}", f"batch_size={arguments.batch_size}"]
+    settings = [f"sequence_length={arguments.length}", *arguments.pretrain]
     common = [*arguments.corpus, "--tokenizer", arguments.out / "tokenizer", "--overwrite"]
     sized = [*common, "--size", arguments.size, *settings]
     if objective == "none":
@@ -89,17 +94,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--size", default="mini")
+    parser.add_argument("--size", default="tiny")
+    parser.add_argument("--vocabulary", type=int, default=8000)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--pretrain", nargs="+", default=DEMO)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     cores: SimpleQueue[int] = SimpleQueue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
     if not (arguments.out / "tokenizer").is_dir():
-        bert(0, "tokenizer", *arguments.corpus, "--out", arguments.out / "tokenizer")
+        words = [*arguments.corpus, "--out", arguments.out / "tokenizer"]
+        bert(0, "tokenizer", *words, "--vocab-size", arguments.vocabulary)
     for task in TASKS:
         files_of(task, arguments.rows, arguments.out)
 
@@ -122,7 +129,10 @@ def main() -> None:
     with ThreadPoolExecutor(cores.qsize()) as pool:
         list(pool.map(pretrain, OBJECTIVES))
         scores = dict(zip(jobs, pool.map(tune, jobs), strict=True))
-    print(f"{arguments.size}, {arguments.minutes:g} minutes of one core, {arguments.rows} rows")
+    print(
+        f"{arguments.size}, {arguments.minutes:g} minutes of one core, {arguments.rows} rows, "
+        + " ".join(arguments.pretrain)
+    )
     for task in TASKS:
         columns = {s: [scores[s, task, n] for n in range(1, arguments.seeds + 1)] for s in STARTS}
         for start, column in columns.items():

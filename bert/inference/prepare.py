@@ -69,19 +69,16 @@ def prepare(model: nn.Module, precision: str, device: torch.device) -> nn.Module
         if fused and isinstance(layer, TransformerBlock) and _is_standard(layer):
             encoder.layers[index] = FusedBlock(layer, dtype)
             encoder.norm = _Float()
-    if precision == "fp32":
-        return model
-    for name, module in products(model).items():
-        if isinstance(module, Int8Linear):
-            replace_product(model, name, Int8Product(module))
-        else:
-            replace_product(model, name, Bf16Product(module))
+    if precision != "fp32":
+        for name, module in products(model).items():
+            made = Int8Product(module) if isinstance(module, Int8Linear) else Bf16Product(module)
+            replace_product(model, name, made)
     model.prepared = precision  # type: ignore[assignment]
     return model
 
 
 def is_prepared(model: nn.Module) -> bool:
-    """Whether the network needs no further context to compute in its precision."""
+    """Whether the network computes in its precision, and in evaluation mode, by itself."""
     return hasattr(model, "prepared")
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert.errors import ModelError
@@ -103,6 +106,58 @@ class BertEmbeddings(nn.Module):
                 summed = summed + self.segment(token_type_ids)
         hidden: Tensor = self.project(self.dropout(self.norm(summed)))
         return hidden
+
+
+class FewRowsEmbedding(nn.Module):
+    """An embedding [V, E] of which only the rows that training texts use are trained.
+
+    The others have no gradient, so an optimiser that passes over them only moves memory: most
+    of a small encoder's weights are word embeddings, and few rows of text use few of them. To
+    ``state_dict`` it looks like the embedding that it was made of.
+
+    Args:
+        whole: the embedding, whose weight is taken over.
+        used: [n] its rows that are trained, each once; ids that come in training.
+    """
+
+    def __init__(self, whole: nn.Embedding, used: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(whole.weight.detach(), requires_grad=False)
+        self.rows = nn.Parameter(self.weight[used])
+        self.used = used
+        # An id that was not announced is out of range rather than a wrong word.
+        self.places = torch.full((len(self.weight),), len(used), device=used.device)
+        self.places[used] = torch.arange(len(used), device=used.device)
+        self.register_state_dict_post_hook(_joined)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_divided)  # type: ignore[no-untyped-call]
+
+    def train(self, mode: bool = True) -> FewRowsEmbedding:
+        """Before anything is evaluated, what was learnt goes to its place."""
+        if not mode:
+            self.join()
+        return super().train(mode)
+
+    def join(self) -> Tensor:
+        """All rows [V, E], with those that are trained as they are now."""
+        return self.weight.detach().index_copy_(0, self.used, self.rows.detach())
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[...] -> [..., E]."""
+        if self.training:
+            return F.embedding(self.places[input_ids], self.rows)
+        return F.embedding(input_ids, self.weight)
+
+
+def _joined(module: nn.Module, state: dict[str, Any], prefix: str, _: Mapping[str, Any]) -> None:
+    assert isinstance(module, FewRowsEmbedding)
+    state[prefix + "weight"] = module.join()
+    del state[prefix + "rows"]
+
+
+def _divided(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    assert isinstance(module, FewRowsEmbedding)
+    if (weight := state.get(prefix + "weight")) is not None:
+        state[prefix + "rows"] = weight[module.used]
 
 
 def check_length(length: int, longest: int) -> None:

@@ -30,7 +30,17 @@ from bert.errors import DataError, UsageError
 from bert.inference.int8 import is_int8, products, quantize
 from bert.predictor import Predictor
 from bert.recipes.finetune import FinetuneSettings, finetune, read_rows, usual_epochs
-from bert.recipes.gate import Contender, check, facts, judge, lost, table, time_all
+from bert.recipes.gate import (
+    MAX_DROP,
+    Contender,
+    check,
+    choose_precision,
+    facts,
+    judge,
+    lost,
+    table,
+    time_all,
+)
 from bert.recipes.predict import text_columns
 from bert.recipes.seeds import CARD
 from bert.run import CONFIG, resumable
@@ -62,7 +72,7 @@ class CompressSettings(Settings):
     distil: bool = False
     prune: bool = False
     onnx: bool = False
-    max_drop: float = Field(0.5, ge=0)
+    max_drop: float = Field(MAX_DROP, ge=0)
     layers: int | None = Field(None, gt=0)
     ffn: float | None = Field(None, gt=0, lt=1)
     epochs: int | None = Field(None, gt=0)
@@ -131,18 +141,23 @@ def compress(settings: CompressSettings, out: Path, *, overwrite: bool = False) 
         model = stage / "model"
         if how == "int8":
             contenders.append(_in_int8(settings, model, first, rows))
-        elif how == "distil":
-            contenders.append(_written(model, _distilled(settings, out, rows, original), how))
-        elif how == "prune":
-            contenders.append(_written(model, _pruned(settings, original, rows), how))
+        elif how in ("distil", "prune"):
+            made = (
+                _distilled(settings, out, rows, original)
+                if how == "distil"
+                else _pruned(settings, original, rows)
+            )
+            # A model that answers in bf16 is compared with one that may do so too.
+            quick = original.precision == "bf16"
+            contenders.append(_written(model, made, how, rows.held_out if quick else ()))
         else:
             write_model(model, _read(original))
         if settings.onnx:
             contenders.append(_as_onnx(model))
-        for made in contenders[1:]:
-            if not made.figures:
-                judge(made, rows.held_out)
-            check(first, made, settings.max_drop, settings.run, _FIXES[how])
+        for contender in contenders[1:]:
+            if not contender.figures:
+                judge(contender, rows.held_out)
+            check(first, contender, settings.max_drop, settings.run, _FIXES[how])
         time_all(contenders, rows.held_out)
         _note_down(settings, model, contenders, rows)
         _move(model, out)
@@ -411,17 +426,21 @@ def _as_onnx(model: Path) -> Contender:
     checkpoint = read_model(model, kind=type(Predictor(model).task).kind)
     worst = write_onnx(path, checkpoint)
     log.say(f"The ONNX file (opset {OPSET}) differs from the model by at most {worst:.1e}.")
-    predictor = Predictor(model)
+    predictor = Predictor(model, "fp32")
     predictor.model = OnnxModel(path, predictor.model)
     predictor.device = torch.device("cpu")
     return Contender("ONNX", predictor, path.stat().st_size)
 
 
-def _written(model: Path, made: Checkpoint, how: str) -> Contender:
-    """A model in a directory, as it will be used."""
+def _written(
+    model: Path, made: Checkpoint, how: str, examples: Sequence[Example] = ()
+) -> Contender:
+    """A model in a directory, as it will be used; in bf16 where it is as good on examples."""
     for name in ("calibration", "precision"):  # they were measured of the original
         made.facts.pop(name, None)
     write_model(model, made)
+    if examples:
+        choose_precision(model, examples)
     return Contender(_NAMES.get(how, how), Predictor(model), _weights(model))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 import torch
 from pydantic import Field, create_model
+from torch import nn
 
 from bert import __version__, log
 from bert.checkpoint import FACTS, Checkpoint, read_model, write_model
@@ -28,8 +29,11 @@ from bert.distributed import World, joined, wrap
 from bert.errors import UsageError
 from bert.evaluation import calibrated, measure, primary
 from bert.hub import find_model
+from bert.inference.int8 import encoder_of
+from bert.model.embeddings import FewRowsEmbedding
 from bert.model.precision import default_device, resolve_precision
 from bert.predictor import Predictor, answers
+from bert.recipes.gate import choose_precision
 from bert.recipes.reporting import finetuning_report
 from bert.run import choose_folder, open_run, resumable
 from bert.tasks.task import Sample, Task, load_task
@@ -375,6 +379,8 @@ def _fit(
             f"There are {world.size} processes, but a step has only {len(samples) // steps} rows.",
             fix="start fewer processes, or raise batch_size",
         )
+    if world.device.type == "cpu" and not settings.frozen_layers:
+        _train_used_words(model, samples)
     optimizer = build_optimizer(
         model,
         "adamw",
@@ -456,8 +462,26 @@ def _fit(
     return state
 
 
+def _train_used_words(model: nn.Module, samples: Sequence[Sample]) -> None:
+    """Leave the embeddings of words that no row has as they are, where those are many.
+
+    Memory that is passed over takes a good part of a step on a CPU.
+    """
+    embeddings = encoder_of(model).embeddings
+    ids = {0}  # with which batches are filled
+    for sample in samples:
+        for window in sample.encoded.windows:
+            ids.update(window.input_ids)
+    # With more rows their copies would take the memory that gradients and moments spare.
+    if type(embeddings.word) is nn.Embedding and 4 * len(ids) < 3 * embeddings.word.num_embeddings:
+        used = torch.tensor(sorted(ids))
+        embeddings.word = FewRowsEmbedding(embeddings.word, used)  # type: ignore[assignment]
+
+
 def _measured(run: Path, settings: FinetuneSettings, rows: Rows) -> dict[str, Any]:
-    """The figures of the model as it will be used: written, read again, calibrated, in fp32."""
+    """The figures of the model as it will be used: written, read again, calibrated."""
+    if settings.precision == "bf16":
+        choose_precision(run / "model", rows.held_out)
     predictor = Predictor(run / "model")
     task = predictor.task
     texts = [example.texts for example in rows.held_out]
@@ -466,6 +490,7 @@ def _measured(run: Path, settings: FinetuneSettings, rows: Rows) -> dict[str, An
     if calibration:
         log.write_json(run / "model" / FACTS, {**predictor.facts, "calibration": calibration})
     figures = measure(task, zip(rows.held_out, decided, strict=True), run, settings.slices)
+    figures["precision"] = predictor.precision
     if calibration:
         figures["calibration"] = calibration
     if rows.test:

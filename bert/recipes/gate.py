@@ -6,8 +6,11 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from bert import log
+from bert.checkpoint import FACTS
 from bert.data.rows import Example
 from bert.errors import ModelError
 from bert.evaluation import calibrated, measure, primary, primary_name
@@ -16,6 +19,9 @@ from bert.predictor import Predictor, answers
 # Texts answered one at a time for the latency, and together for the rate, so often.
 ALONE, TOGETHER, ROUNDS = 50, 512, 3
 POINTS = 100  # of a metric that is 1 at best
+# Points that may be lost where nothing else is said, and rows that choose a precision.
+MAX_DROP = 0.5
+MOST_COMPARED = 2000
 _ROUNDING = 1e-9
 
 
@@ -62,6 +68,27 @@ def judge(contender: Contender, examples: Sequence[Example]) -> None:
         "score": primary(task, figures),
         "rows": len(examples),
     }
+
+
+def choose_precision(directory: Path, examples: Sequence[Example]) -> None:
+    """Write down that a model answers in bf16, where this machine is quick in it and it may.
+
+    It may where it loses no more of the primary metric than ``MAX_DROP``, beside fp32.
+
+    Args:
+        directory: of a model that was written; ``precision`` in its ``bert.json`` is set.
+        examples: labelled rows that it has not seen, of which at most ``MOST_COMPARED`` are read.
+    """
+    some = examples[:: -(-len(examples) // MOST_COMPARED)]
+    contenders = [
+        Contender(precision, Predictor(directory, precision), 0) for precision in ("fp32", "bf16")
+    ]
+    for contender in contenders:
+        judge(contender, some)
+    known = {**contenders[0].predictor.facts, "precision": "fp32"}
+    if lost(*contenders) <= MAX_DROP + _ROUNDING:
+        known["precision"] = "bf16"
+    log.write_json(directory / FACTS, known)
 
 
 def time_all(contenders: Sequence[Contender], examples: Sequence[Example]) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bert.families.family import load_family
 from bert.model import packing
 from bert.model.packing import MOST_FILL, ROWS_STEP, Packed, Tokens, pack
 
-LENGTHS = (70, 3, 41, 90, 40, 71, 70)  # of several groups; 385 rows
+LENGTHS = (70, 3, 41, 90, 40, 71, 70)  # 385 rows in several groups
 
 
 def tokens_of(lengths: tuple[int, ...]) -> Tokens:
@@ -63,14 +65,51 @@ def test_few_rows_are_added(count: int) -> None:
     assert filled.packed.lengths == (count, more) if more else filled is tokens
 
 
-def test_short_sequences_share_a_group_and_long_ones_only_with_their_like() -> None:
-    short = Packed.of((3, 50, 9, 20))
-    assert [group.sequences for group in short.groups] == [4]
-    assert short.groups[0].length == 56  # the next multiple of 8
+def test_short_sequences_share_lines_and_long_ones_are_with_their_like() -> None:
+    short = Packed.of((3, 50, 9, 20, 30, 2))
+    # 50 takes up the shortest up to the next multiple of 8; the others fit in half of SHORT.
+    assert [(group.count, group.length) for group in short.groups] == [(1, 56), (2, 32)]
     long = Packed.of((300, 100, 290, 90))
-    assert [(group.sequences, group.length) for group in long.groups] == [(2, 304), (2, 104)]
+    assert [(group.count, group.length) for group in long.groups] == [(2, 304), (2, 104)]
     equal = Packed.of((50, 50))
     assert [(group.length, group.mask) for group in equal.groups] == [(50, None)]
+
+
+@given(st.lists(st.integers(0, 150), max_size=40))
+def test_every_row_sees_its_own_sequence_and_no_other(lengths: list[int]) -> None:
+    packed = Packed.of(tuple(lengths))
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths).long())
+    place = torch.cat([torch.arange(length) for length in [0, *lengths]])
+    places, met = iter(packed.groups), 0
+
+    def look(part: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        group = next(places)
+        nonlocal met
+        met += part.shape[0] * part.shape[1]
+        own = part[..., 0]
+        same = own[:, :, None] == own[:, None, :]
+        if mask is None:
+            assert same.all()
+            assert group.count * group.length == part[..., 0].numel()
+            return part
+        seen = mask[:, 0].expand(same.shape)
+        # Each real query sees its sequence once, every place of it, and nothing else.
+        found = torch.where(seen, part[:, None, :, 1], -1)
+        whole = seen.sum(-1)
+        for line in range(len(part)):
+            for query in range(part.shape[1]):
+                if not seen[line, query, query]:
+                    continue  # padding
+                assert same[line, query][seen[line, query]].all()
+                assert whole[line, query] == lengths[int(own[line, query])]
+                told = found[line, query][seen[line, query]]
+                assert told.sort().values.tolist() == list(range(len(told)))
+        return part
+
+    rows = torch.stack((owner, place), dim=-1)
+    back = packed.by_group(look, rows, 2)
+    assert torch.equal(back, rows)
+    assert met <= 2 * len(rows) + 64 or max(lengths) > packing.SHORT
 
 
 def test_a_padded_batch_is_filled_too() -> None:

@@ -24,6 +24,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory.mkdir()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "we", "saw", "the", "near", "us"]
     words += [word for topic in TOPICS.values() for word in topic]
+    words += [f"other{i}" for i in range(10)]  # that no row has
     vocabulary = directory.parent / "vocab.txt"
     vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
     torch.manual_seed(0)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bert.checkpoint import FACTS
 from bert.errors import ModelError
+from bert.model.precision import default_device, resolve_precision
+from bert.predictor import Predictor
+from bert.recipes import gate
+from bert.recipes.finetune import FinetuneSettings, finetune, read_rows
 from bert.recipes.gate import Contender, check, lost, table
+from bert.tasks.classification import Classification
+from bert.untrusted import read_json
 
 
 def contender(name: str, value: float, better: bool = True, **figures: Any) -> Contender:
@@ -55,3 +63,21 @@ def test_the_table_tells_gains_and_losses() -> None:
     assert size[1:] == ["2.0", "1.0 (÷ 2.00)"]
     assert alone[1:] == ["10.00", "4.00 (÷ 2.50)"]
     assert many[1:] == ["100", "250 (× 2.50)"]
+
+
+@pytest.mark.parametrize(("most", "chosen"), [(0.5, "bf16"), (-0.5, "fp32")])
+def test_bf16_is_chosen_where_it_loses_no_more_than_it_may(
+    most: float, chosen: str, tiny_model: Path, topic_rows: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    settings = FinetuneSettings.of(
+        {"train": str(topic_rows), "model": str(tiny_model), "precision": "fp32",
+         "held_out": 0.4, "epochs": 4, "learning_rate": 2e-3}
+    )  # fmt: skip
+    run = finetune(settings, tmp_path / "run")
+    assert "precision" not in read_json(run / "model" / FACTS)  # fp32 was asked for
+    monkeypatch.setattr(gate, "MAX_DROP", most)  # below zero: it would have to gain
+    gate.choose_precision(run / "model", read_rows(settings, Classification).held_out)
+    assert read_json(run / "model" / FACTS)["precision"] == chosen
+    usual = resolve_precision("auto", default_device()) if chosen == "bf16" else "fp32"
+    assert Predictor(run).precision == usual
