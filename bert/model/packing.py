@@ -35,7 +35,7 @@ GROUP_SHARE = 0.65
 # Tokens that sequences of one length must have, on average, for each length to be taken alone.
 RUN_TOKENS = 96
 # Sequences up to this length share lines, of half of it where they fit: so the padding is small
-# and the shapes are few. A fine-tuning step with sentences takes a seventh less time for it.
+# and the shapes are few. A fine-tuning step with sentences takes a sixth less time for it.
 SHORT = 64
 # On a CPU a matrix product is compiled for its shape and then kept, up to about a thousand of
 # them. Rows and lengths are rounded up to these, so that few shapes come again and again: training
