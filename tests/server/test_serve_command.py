@@ -253,6 +253,18 @@ def test_a_megabyte_of_dots_many_times_is_refused_while_others_are_served(models
 # ---------------------------------------------------------------- how it ends
 
 
+def test_a_connection_may_be_silent_for_a_while() -> None:
+    with running(slow()) as server, httpx.Client(base_url=server.address) as client:
+        with client.stream("GET", "/health") as answer:
+            answer.read()
+            before = answer.extensions["network_stream"].get_extra_info("client_addr")
+        time.sleep(6)  # the usual end of a connection is after 5 seconds
+        with client.stream("GET", "/health") as answer:
+            after = answer.extensions["network_stream"].get_extra_info("client_addr")
+            assert answer.status_code == 200
+        assert before == after
+
+
 def test_sigterm_ends_it(models: Path) -> None:
     command = [sys.executable, "-m", "bert", "serve", str(models / "films"), "--port", "0"]
     with running(command) as server:
