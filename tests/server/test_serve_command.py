@@ -254,7 +254,8 @@ def test_a_megabyte_of_dots_many_times_is_refused_while_others_are_served(models
 
 
 def test_a_connection_may_be_silent_for_a_while() -> None:
-    with running(slow()) as server, httpx.Client(base_url=server.address) as client:
+    kept = httpx.Limits(keepalive_expiry=None)  # by the client
+    with running(slow()) as server, httpx.Client(base_url=server.address, limits=kept) as client:
         with client.stream("GET", "/health") as answer:
             answer.read()
             before = answer.extensions["network_stream"].get_extra_info("client_addr")
