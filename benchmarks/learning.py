@@ -58,7 +58,8 @@ def pretrained(objective: str, core: int, arguments: argparse.Namespace) -> None
     common = [*arguments.corpus, "--tokenizer", arguments.out / "tokenizer", "--overwrite"]
     sized = [*common, "--size", arguments.size, *settings]
     if objective == "none":
-        bert(core, "pretrain", *sized, "--steps", 1, "--out", run, "learning_rate=1e-12")
+        slow = [word for word in sized if not str(word).startswith("learning_rate=")]
+        bert(core, "pretrain", *slow, "--steps", 1, "--out", run, "learning_rate=1e-12")
         return
     if objective == "distill":
         teacher = arguments.out / "teacher"
