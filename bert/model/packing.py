@@ -3,9 +3,9 @@
 Padding is removed once before the first layer and put back once at the end, so all
 linear algebra runs on real tokens only::
 
-    padded [B, S]          packed [T]                 attention groups
-    a b c . .              a b c d e f g h i j        [d e f g h] on its own
-    d e f g h      ->      lengths 3 5 2        ->    [a b c] and [i j .] together
+    padded [B, S]          packed [T]                 lines of attention
+    a b c . .              a b c d e f g h i j        d e f g h | i j | a b c .
+    d e f g h      ->      lengths 3 5 2        ->    (none sees across a bar)
     i j . . .
 
 Only attention needs to know where a sequence ends. It takes sequences of like length together,
@@ -59,7 +59,11 @@ class Group:
 
 
 def _lines(lengths: Sequence[int]) -> list[tuple[int, list[list[int]]]]:
-    """Groups as (length, the sequences of each line), with no empty sequence in any."""
+    """Groups as (length, the sequences of each line), without the empty ones.
+
+    A long sequence has a line of its own, beside its like. Short ones fill lines: the longest
+    that is left, then the shortest ones that still fit.
+    """
     left = deque(sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (-lengths[i], i)))
     found: list[tuple[int, list[list[int]]]] = []
     while left:
