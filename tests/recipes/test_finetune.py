@@ -71,6 +71,7 @@ def test_it_learns_and_leaves_a_whole_run_folder(tuned: Path) -> None:
     assert figures["accuracy"]["value"] > 0.95
     predictions = (tuned / "predictions_dev.jsonl").read_text("utf-8").splitlines()
     assert len(predictions) == figures["rows"] > 10
+    assert figures["precision"] == bert.Predictor(tuned).precision
     for name in (
         "config.yaml", "command.txt", "env.json", "data_report.json", "metrics.jsonl",
         "predictions_dev.jsonl", "most_wrong.jsonl", "README.md", "report.html",
@@ -92,7 +93,7 @@ def test_transformers_gives_the_same_logits(tuned: Path) -> None:
         )
     assert torch.allclose(ours, wanted, atol=1e-5)
     assert theirs.config.id2label == {0: "animal", 1: "weather"}
-    answers = bert.Predictor(tuned)(texts)
+    answers = bert.Predictor(tuned, "fp32")(texts)
     for answer, row in zip(answers, wanted.softmax(dim=-1).tolist(), strict=True):
         assert list(answer["probabilities"].values()) == pytest.approx(row, abs=1e-5)
 
