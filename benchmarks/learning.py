@@ -54,7 +54,7 @@ def pretrained(objective: str, core: int, arguments: argparse.Namespace) -> None
         return
     # The network of ``none`` has taken one step at a rate of nothing.
     whole: list[object] = ["--minutes", arguments.minutes]
-    settings = [f"sequence_length={arguments.length}", *arguments.pretrain]
+    settings: list[str] = [f"sequence_length={arguments.length}", *arguments.pretrain]
     common = [*arguments.corpus, "--tokenizer", arguments.out / "tokenizer", "--overwrite"]
     sized = [*common, "--size", arguments.size, *settings]
     if objective == "none":
@@ -64,9 +64,12 @@ def pretrained(objective: str, core: int, arguments: argparse.Namespace) -> None
     if objective == "distill":
         teacher = arguments.out / "teacher"
         half = ["--minutes", arguments.minutes / 2]
-        bert(core, "pretrain", *sized, *half, "--out", teacher, "objective=mlm")
+        if not (teacher / "model").is_dir():
+            bert(core, "pretrain", *sized, *half, "--out", teacher, "objective=mlm")
         chosen = ["objective=distill", f"teacher={teacher}"]
-        bert(core, "pretrain", *common, *settings, *half, "--out", run, *chosen)
+        # The student is made of its teacher, dropout and all.
+        kept = [word for word in settings if not word.startswith("dropout_rate=")]
+        bert(core, "pretrain", *common, *kept, *half, "--out", run, *chosen)
         return
     bert(core, "pretrain", *sized, *whole, "--out", run, f"objective={objective}")
 
