@@ -426,7 +426,8 @@ def test_a_busy_server_and_a_strange_one(visit: Visit) -> None:
     )
     page.keyboard.press("Control+Enter")
     expect(page.locator(".wrong")).to_have_text("The server has too much to do. Try again in 7 s.")
-    for status, body in ((502, "<html>bad gateway"), (200, "[1, 2"), (200, '{"predictions": []}')):
+    # What is told changes each time, so that it is not taken for the answer before.
+    for status, body in ((200, "[1, 2"), (502, "<html>bad gateway"), (200, '{"predictions": []}')):
         page.unroute("**/predict")
         page.route("**/predict", answering(status, body))
         page.keyboard.press("Control+Enter")
