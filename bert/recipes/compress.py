@@ -142,11 +142,10 @@ def compress(settings: CompressSettings, out: Path, *, overwrite: bool = False) 
         if how == "int8":
             contenders.append(_in_int8(settings, model, first, rows))
         elif how in ("distil", "prune"):
-            made = (
-                _distilled(settings, out, rows, original)
-                if how == "distil"
-                else _pruned(settings, original, rows)
-            )
+            if how == "distil":
+                made = _distilled(settings, out, rows, original)
+            else:
+                made = _pruned(settings, original, rows)
             # A model that answers in bf16 is compared with one that may do so too.
             quick = original.precision == "bf16"
             contenders.append(_written(model, made, how, rows.held_out if quick else ()))
