@@ -35,8 +35,8 @@ from filelock import FileLock, Timeout
 
 from bert import __version__, log
 from bert.cache import key_of
+from bert.cluster import ray_cluster
 from bert.data.rows import Example
-from bert.distributed import ray_cluster
 from bert.errors import BertError, DataError, Interrupted, RowError, UsageError
 from bert.predictor import TEXTS_AT_ONCE, Predictor
 from bert.tasks.task import Answer

@@ -204,28 +204,3 @@ def laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value.to(like.device)
-
-
-@contextmanager
-def ray_cluster() -> Iterator[Any]:
-    """The library ``ray`` with a cluster: the one of this process or, while it lasts, a local one.
-
-    ``RAY_ADDRESS`` names another.
-
-    Raises:
-        UsageError: Ray is not installed.
-    """
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise UsageError("Ray is missing.", fix="pip install 'bertsmith[ray]'") from None
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
-    try:
-        yield ray
-    finally:
-        if started:
-            ray.shutdown()

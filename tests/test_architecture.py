@@ -17,7 +17,7 @@ ROOT = Path(bert.__file__).parent
 # A module imports lower layers, or its own folder. Every module may raise errors.
 LAYERS = {
     "errors": -1,
-    "log": 0, "config": 0, "cache": 0, "untrusted": 0,
+    "log": 0, "config": 0, "cache": 0, "untrusted": 0, "cluster": 0,
     "text": 1, "metrics": 1, "distributed": 1,
     "data": 2, "model": 2,
     "families": 3, "inference": 3,
@@ -168,6 +168,13 @@ def test_help_is_light() -> None:
     )
     assert "bert.cli" in modules
     assert not modules & {"torch", "numpy", "tokenizers", "matplotlib", "sklearn"}
+
+
+def test_a_corpus_is_prepared_without_torch() -> None:
+    """It alone would double the memory of ``bert prepare``."""
+    modules = modules_after("import bert.recipes.prepare")
+    assert "bert.data.workers" in modules
+    assert not modules & {"torch", "ray"}
 
 
 def test_the_command_is_there() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from bert import log
+from bert.cluster import ray_cluster
 from bert.config import Settings
 from bert.data.shards import (
     compared,
@@ -25,7 +26,6 @@ from bert.data.shards import (
     write_tokens,
 )
 from bert.data.workers import EXAMPLES, Encoded, Job, chunks, cores, encode_all, encode_documents
-from bert.distributed import ray_cluster
 from bert.errors import DataError, UsageError
 from bert.recipes.tokenizer import SAMPLE_CHARACTERS
 from bert.text.cleaning import FAULTS, NAMES

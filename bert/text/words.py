@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bert.text.tokenizer import Tokenizer
 
-WORDS_KEPT = 2**18  # about 40 MB; all are forgotten when there are more
+WORDS_KEPT = 2**16  # about 40 MB; all are forgotten when there are more
 _PUNCTUATION = r"!-/:-@\[-`{-~"
 _PLAIN_WORDS = re.compile(f"[^ {_PUNCTUATION}]+|[{_PUNCTUATION}]")
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff"
@@ -35,9 +35,6 @@ class TextEncoder:
         whole = json.loads(tokenizer.backend.to_str())
         self._words = _splitter(whole)
         self._added = [token["content"] for token in whole["added_tokens"]]
-        self._forget()
-
-    def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
         self._starts = np.zeros(1, np.int64)  # [words + 1] in _pieces
         self._pieces: NDArray[Any] = np.empty(0, self.dtype)
@@ -50,15 +47,16 @@ class TextEncoder:
             return self._flat(self.tokenizer.pieces(texts))
         split = [self._words.findall(text) for text in texts]
         words = list(chain.from_iterable(split))
-        if len(self._numbers) > WORDS_KEPT:
-            self._forget()
-        self._learn([word for word in set(words) if word not in self._numbers])
+        new = [word for word in set(words) if word not in self._numbers]
+        self._learn(new)
         numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int64, len(words))
         starts = self._starts[numbers]
         sizes = self._starts[numbers + 1] - starts
         ends = np.cumsum(sizes)
         total = int(ends[-1]) if len(ends) else 0
         tokens = self._pieces[np.repeat(starts - ends + sizes, sizes) + np.arange(total)]
+        if len(self._numbers) > WORDS_KEPT:
+            self._forget(new)
         word_ends = np.cumsum(np.fromiter(map(len, split), np.int64, len(split)))
         return tokens, np.diff(np.r_[0, ends][word_ends], prepend=0)
 
@@ -69,6 +67,13 @@ class TextEncoder:
         self._numbers.update(zip(words, range(len(self._numbers), 2**62), strict=False))
         self._starts = np.r_[self._starts, self._starts[-1] + np.cumsum(sizes)]
         self._pieces = np.r_[self._pieces, pieces]
+
+    def _forget(self, words: list[str]) -> None:
+        """Take back the words that were learned last."""
+        for word in words:
+            del self._numbers[word]
+        self._starts = self._starts[: len(self._numbers) + 1]
+        self._pieces = self._pieces[: self._starts[-1]]
 
     def _flat(self, rows: list[list[int]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         sizes = np.fromiter(map(len, rows), np.int64, len(rows))
