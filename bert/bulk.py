@@ -24,7 +24,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -117,8 +117,8 @@ def _alone(path: Path, patience: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # before it is another's
         lock.release()
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def facts_of(source: Source) -> list[Any]:
     """
     if not isinstance(source, Path):
         return [source, remote.mark_of(source)]
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = sorted(source.rglob("*")) if source.is_dir() else [source]
     try:
         found = [(item, item.stat()) for item in files]
     except OSError:
@@ -485,8 +485,9 @@ def answer_files(
     out.mkdir(exist_ok=True)
     out = out.resolve()
     with _alone(out / ".lock"):
-        _claim(out, key_of(__version__, *key), overwrite=overwrite)
         shards = [_shard(source, out / (name + ending)) for name, source in files.items()]
+        wanted = {shard.out for shard in shards}
+        _claim(out, key_of(__version__, *key), wanted, overwrite=overwrite)
         facts = {shard: facts_of(shard.source) for shard in shards}
         known = {shard: done for shard in shards if (done := _mark_of(shard, facts[shard]))}
         waiting = [shard for shard in shards if shard not in known]
@@ -502,6 +503,7 @@ def answer_files(
                     raise outcome
                 else:
                     failed.append(outcome)
+                    shard.out.unlink(missing_ok=True)  # what it said when it could be read
                     with bad_rows(shard) as write_bad:
                         write_bad(None, told(outcome))
                 progress.update(number, f"{number:,} of {len(shards):,}")
@@ -521,7 +523,7 @@ def _shard(source: Source, out: Path) -> Shard:
     return Shard(source, out, out.with_name(f".{out.name}.errors"), patience=60.0)
 
 
-def _claim(out: Path, job: str, *, overwrite: bool) -> None:
+def _claim(out: Path, job: str, wanted: Set[Path], *, overwrite: bool) -> None:
     """Make sure that what lies in a folder are answers of this kind, or may be replaced."""
     told = out / ".job"
     if told.is_file() and told.read_text(encoding="utf-8") == job:
@@ -533,6 +535,9 @@ def _claim(out: Path, job: str, *, overwrite: bool) -> None:
             fix="choose another -o, or --overwrite",
         )
     for mark in out.rglob(".*.done"):
+        answers = mark.with_name(mark.name[1 : -len(".done")])
+        if answers not in wanted:  # to a file that is gone; the others are replaced
+            answers.unlink(missing_ok=True)
         mark.unlink()
     stage = out / ".job.part"
     stage.write_text(job, encoding="utf-8")

@@ -45,7 +45,9 @@ def notice(what: str, *, where: str | None = None, fix: str | None = None) -> No
 
 def write_json(path: Path, value: Any) -> None:
     """Write figures or facts as indented JSON, readable in every language."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    told = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # The name of a file may be no UTF-8; JSON has the same way of writing what is left over.
+    path.write_text(told, encoding="utf-8", errors="backslashreplace")
 
 
 class Progress:

@@ -94,9 +94,7 @@ class TaskDistillation:
         def said(network: nn.Module) -> Tensor:
             if not embeds:
                 return network.logits(tokens).float()  # type: ignore[operator, no-any-return]
-            hidden: Tensor = network.encode(tokens).float()  # type: ignore[operator]
-            first = self.task.pooling.mode == "cls"  # type: ignore[attr-defined]
-            return tokens.packed.first(hidden) if first else tokens.packed.mean(hidden)
+            return self.task.of_windows(network, tokens)  # type: ignore[attr-defined, no-any-return]
 
         with torch.no_grad(), _states(self.teacher) as theirs:
             goal = said(self.teacher)

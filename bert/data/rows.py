@@ -358,14 +358,27 @@ def stratified_split(
         owner = side.setdefault(mark, next(iter(names(example.truth)), ""))
         texts.setdefault(owner, {}).setdefault(mark, []).append(example)
     train: list[Example] = []
-    held_out: list[Example] = []
+    out_groups: list[list[Example]] = []
     for groups in texts.values():
         marks = list(groups)
         draws = uniform(seed, [int.from_bytes(mark[:7], "little") for mark in marks])
         out = min(max(round(len(marks) * share), 1), len(marks) - 1)
         chosen = set(np.argsort(draws, kind="stable")[:out].tolist())
         for i, mark in enumerate(marks):
-            (held_out if i in chosen else train).extend(groups[mark])
+            if i in chosen:
+                out_groups.append(groups[mark])
+            else:
+                train.extend(groups[mark])
+    # A row may have rarer labels than the first, and nothing can be measured of one never seen.
+    held_out: list[Example] = []
+    known = {name for example in train for name in names(example.truth)}
+    for rows_together in out_groups:
+        found = {name for example in rows_together for name in names(example.truth)}
+        if found <= known:
+            held_out.extend(rows_together)
+        else:
+            train.extend(rows_together)
+            known |= found
     if not held_out:
         raise DataError(
             f"{len(examples)} rows are too few to hold some out for measuring: no label has two "

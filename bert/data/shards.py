@@ -170,7 +170,7 @@ def write_tokens(
             signed.write(result.signatures.tobytes())
             if len(result.hashes):
                 lines = (place.replace("\n", " ") for place in result.places)
-                places.writelines(f"{line}\n".encode() for line in lines)
+                places.writelines(f"{line}\n".encode(errors="surrogateescape") for line in lines)
             counts["tokens"] += len(result.tokens)
             counts["sentences"] += len(result.sentences)
             counts["documents"] += len(result.documents)
@@ -211,7 +211,9 @@ def compared(stage: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint16]]:
 
 def places_of(stage: Path, numbers: set[int]) -> dict[int, str]:
     """Where the documents of these numbers were read."""
-    with (stage / _PLACES).open(encoding="utf-8", newline="\n") as file:
+    # A file may have a name that is no UTF-8.
+    places = stage / _PLACES
+    with places.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         return {number: line[:-1] for number, line in enumerate(file) if number in numbers}
 
 

@@ -195,7 +195,8 @@ def quantize(model: nn.Module, batches: Iterable[Tokens], keep: Sequence[str] = 
         if name not in keep and isinstance(module, nn.Linear):
             # What follows an activation has one scale, so that the product before can round it.
             migrations = (0.0,) if name.endswith("feed_forward.output") else MIGRATIONS
-            replace_product(made, name, fitted(module, seen[name].rows(), migrations))
+            rows = seen[name].rows().to(module.weight.device)
+            replace_product(made, name, fitted(module, rows, migrations))
     return made
 
 

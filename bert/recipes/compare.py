@@ -14,7 +14,7 @@ import torch
 
 from bert import log
 from bert.baselines import BASELINES, SEEDED, Fitted
-from bert.config import Settings
+from bert.config import Settings, read_yaml
 from bert.data.rows import Example
 from bert.distributed import joined
 from bert.errors import UsageError
@@ -121,8 +121,18 @@ def _names(models: Sequence[str]) -> dict[str, str]:
 def _train(
     settings: FinetuneSettings, folder: Path, seeds: int, told: Callable[[Any], Any]
 ) -> None:
-    """Fine-tune one model, unless that is done."""
+    """Fine-tune one model, unless that is done.
+
+    Raises:
+        UsageError: it was done of another model with such a name.
+    """
     if told((folder / CARD).is_file()):
+        if (before := read_yaml(folder / CONFIG).get("model")) != settings.model:
+            raise UsageError(
+                f"{folder.name} is the name of another model here, {before}.",
+                where=str(folder),
+                fix="give the models folders of different names, or choose another --out",
+            )
         return
     begun = told((folder / CONFIG).is_file())
     if seeds == 1:
@@ -140,11 +150,10 @@ def _of_model(
         return _read(kept)
     figures = _read(folder / "metrics.json")
     if seeds == 1:
-        # All contenders by the same figure, whatever the options.
-        score = primary(kind, {**figures, "primary_metric": kind.primary_metric})
+        score = _score(kind, figures)
         seconds, learnt = figures["seconds"], int(figures["learnt"])
     else:
-        score = figures["mean"].get(figures["primary_metric"])
+        score = figures["mean"].get(kind.primary_metric.replace(".", " "))
         seconds = statistics.mean(row["seconds"] for row in figures["runs"])
         learnt = figures["counted"]
     predictor = Predictor(folder)
@@ -163,6 +172,11 @@ def _of_model(
             **_speed(predictor, rows.held_out),
         },
     )
+
+
+def _score(kind: type[Task], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """All contenders by the same figure, whatever the options."""
+    return primary(kind, {**figures, "primary_metric": kind.primary_metric})
 
 
 def _baselines(
@@ -208,7 +222,7 @@ def _of_baseline(run: Path, name: str, seed: int, task: Task, rows: Rows) -> dic
         {
             "name": name,
             "baseline": True,
-            "score": primary(task, figures),
+            "score": _score(type(task), figures),
             "seconds": seconds,
             "megabytes": fitted.bytes / 1e6,
             **_speed(answers, rows.held_out),

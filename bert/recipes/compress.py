@@ -14,6 +14,8 @@ import torch
 from pydantic import Field
 
 from bert import log
+from bert.bulk import facts_of
+from bert.cache import key_of
 from bert.checkpoint import FACTS, Checkpoint, read_model, write_model
 from bert.compress.onnx import FILE, OPSET, OnnxModel, write_onnx
 from bert.compress.sensitivity import (
@@ -43,7 +45,8 @@ from bert.recipes.gate import (
 )
 from bert.recipes.predict import text_columns
 from bert.recipes.seeds import CARD
-from bert.run import CONFIG, resumable
+from bert.run import CONFIG, ENVIRONMENT, resumable
+from bert.text.corpus import hash_of_files
 from bert.untrusted import read_json
 
 # Rows whose gradients tell which neurons matter, and whose texts calibrate int8.
@@ -291,7 +294,9 @@ def _read_rows(settings: CompressSettings, predictor: Predictor) -> _Rows:
         train, held_out = train or rows.train, rows.held_out
     elif run is not None and not train:
         run_settings = _settings_of(run)
-        train = of(run_settings.train) if Path(run_settings.train).is_file() else []
+        if (path := Path(run_settings.train)).is_file():  # which has columns of its own
+            examples = kind.read(path, run_settings.text, run_settings.label, labelled=True)
+            train = training_examples(examples, kind.names, str(path))[0]
     if not held_out:
         raise DataError(
             "There are no rows to judge the model by.",
@@ -318,6 +323,12 @@ def _settings_of(run: Path) -> FinetuneSettings:
 def _pruned(settings: CompressSettings, original: Predictor, rows: _Rows) -> Checkpoint:
     """The model with neurons or layers cut away, not trained since."""
     checkpoint = _read(original)
+    if is_int8(checkpoint.model):
+        raise UsageError(
+            "A model in int8 is not cut: its numbers are no longer trained or chosen from.",
+            where=str(original.directory),
+            fix="cut the one it was made of, and then --to int8",
+        )
     if settings.ffn is None:
         return smaller(checkpoint, settings.layers, None)
     looked_at = _read(original)  # of which a task may prepare the head for training
@@ -358,7 +369,8 @@ def _distilled(
         )
     work = out.with_name(out.name + "-training")
     shape = [f"{name}={v:g}" for name in ("layers", "ffn") if (v := getattr(settings, name))]
-    start = work / ("start-" + "-".join(shape))
+    # Of this very teacher, whatever lay there before.
+    start = work / "-".join(("start", *shape, key_of(facts_of(original.directory))[:8]))
     given = {
         "model": str(start),
         "teacher": str(original.directory),
@@ -401,6 +413,13 @@ def _distilled(
             raise UsageError(
                 f"Another student has been trained here, with {changed[0]}="
                 f"{before.get(changed[0])}, not {now[changed[0]]}.",
+                where=str(run),
+                fix=f"choose another --out, or remove {work}",
+            )
+        files = [Path(file) for file in (training.train, training.dev) if file]
+        if read_json(run / ENVIRONMENT)["data"] != hash_of_files(files):
+            raise UsageError(
+                "The student that has been trained here learnt from other rows.",
                 where=str(run),
                 fix=f"choose another --out, or remove {work}",
             )

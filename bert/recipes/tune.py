@@ -86,7 +86,7 @@ def tune(
         width = read_model(find_model(settings.model), tokenizer=False).config.hidden_size
         usual = {
             name: value
-            for name, value in _usual(width, len(rows.train)).items()
+            for name, value in _usual(kind, width, len(rows.train)).items()
             if name not in settings.model_fields_set
         }
         if not usual:
@@ -105,13 +105,13 @@ def tune(
     return run
 
 
-def _usual(width: int, rows: int) -> dict[str, float]:
+def _usual(kind: type[Task], width: int, rows: int) -> dict[str, float]:
     """What is searched, as it is without a search, for rows to train on."""
     batch_size = FinetuneSettings.model_fields["batch_size"].default
     return {
-        "learning_rate": usual_rate(width),
+        "learning_rate": kind.rate_share * usual_rate(width),
         "batch_size": batch_size,
-        "epochs": usual_epochs(rows, batch_size),
+        "epochs": kind.epochs or usual_epochs(rows, batch_size),
     }
 
 

@@ -250,7 +250,7 @@ class Model:
                             "Split or shorten the text.",
                         )
                     if how == "truncate":
-                        row, encoded = self._truncated(row, encoded)
+                        row, encoded = self._truncated(row, encoded, field, begin + number)
                     self.metrics.long_rows.labels(self.name, how).inc()
                 self.metrics.row_tokens.labels(self.name).observe(encoded.tokens)
                 tokens += encoded.tokens
@@ -270,17 +270,19 @@ class Model:
             place = f"{field}[{begin + int(number) - 1}]: " if number.isdecimal() else ""
             raise Refusal(400, "data_error", f"{place}{error.what}", error.fix) from None
 
-    def _truncated(self, row: Any, encoded: Windowed) -> tuple[Any, Windowed]:
-        """The row with as much of the beginning of its longest text as fits into one window."""
+    def _truncated(
+        self, row: Any, encoded: Windowed, field: str, number: int
+    ) -> tuple[Any, Windowed]:
+        """The row with the end of its longest text cut until it fits into one window."""
         single = isinstance(row, str)
         texts = [row] if single else list(row)
         while encoded.pieces > 1 or encoded.truncated:
-            longest = max(range(len(texts)), key=lambda number: len(texts[number]))
+            longest = max(range(len(texts)), key=lambda i: len(texts[i]))
             # What is too much in tokens is about as much too much in characters.
             share = self.predictor.max_length / max(encoded.tokens, self.predictor.max_length + 1)
             texts[longest] = texts[longest][: int(len(texts[longest]) * max(share, 0.5))]
             row = texts[0] if single else tuple(texts)
-            encoded = self._encoded([row], "texts", 0)[0]
+            encoded = self._encoded([row], field, number)[0]
         return row, replace(encoded, truncated=True)
 
 

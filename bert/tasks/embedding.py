@@ -251,10 +251,10 @@ class Embedding(Task):
         each = []
         for begin, end in _cuts(lengths):
             if end - begin == len(lengths):
-                each.append(self._of_windows(model, tokens))
+                each.append(self.of_windows(model, tokens))
             else:
                 part = _windows_of(tokens, begin, end)
-                each.append(again(self._of_windows, model, part, use_reentrant=False))
+                each.append(again(self.of_windows, model, part, use_reentrant=False))
         windows = torch.cat(each)  # [W, H]
         place = torch.as_tensor(batch.targets["row"] * MOST_TEXTS + batch.targets["part"])
         place = place.to(device)
@@ -269,7 +269,7 @@ class Embedding(Task):
             texts = sums / total.clamp(min=1)[:, None]
         return texts.view(len(batch.samples), MOST_TEXTS, -1)
 
-    def _of_windows(self, model: nn.Module, tokens: Tokens) -> Tensor:
+    def of_windows(self, model: nn.Module, tokens: Tokens) -> Tensor:
         """The pooled vector of each window, in fp32: [W, H]."""
         hidden: Tensor = model.encode(tokens).float()  # type: ignore[operator]  # [T, H]
         if self.pooling.mode == "cls":
@@ -290,7 +290,7 @@ class Embedding(Task):
 
     def scores(self, model: nn.Module, tokens: Tokens) -> list[Numbers]:
         """Each window's vector, and what it counts for: [H + 1]."""
-        vectors = self._of_windows(model, tokens).cpu()
+        vectors = self.of_windows(model, tokens).cpu()
         return list(torch.cat((vectors, self._weights(tokens.packed)[:, None]), dim=1).numpy())
 
     def decode(
@@ -348,7 +348,7 @@ class Embedding(Task):
         """Like texts of low cosine, or a third that is nearer; of a score, nothing is wrong."""
         if example.truth != ALIKE:
             return None
-        vectors = answer["embeddings"]
+        vectors = np.asarray(answer["embeddings"], np.float32)  # a list, where it was kept
         similarity = answer["similarity"]
         other = float(vectors[0] @ vectors[2]) if len(vectors) == MOST_TEXTS else 0.5
         if similarity > other:

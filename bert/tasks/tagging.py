@@ -34,6 +34,7 @@ from bert.tasks.classification import (
     ClassificationOptions,
     balanced_weights,
     label_loss,
+    temperature_of,
     unknown_label,
 )
 from bert.tasks.task import Answer, Mistake, Sample, Targets, Task, batch_tokens
@@ -268,7 +269,7 @@ class Tagging(Task):
 
     def decide(self, answer: Answer, calibration: Mapping[str, Any]) -> Answer:
         """The scores at that temperature; which entities there are does not change."""
-        temperature = float(calibration.get("temperature", 1.0))
+        temperature = temperature_of(calibration)
         if temperature == 1 or not answer["entities"]:
             return answer
         logits = _logit([entity["score"] for entity in answer["entities"]])

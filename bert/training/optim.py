@@ -98,21 +98,27 @@ def build_optimizer(
         frozen_layers: so many of the lowest layers, and the embeddings, do not learn.
 
     Raises:
-        UsageError: there is no such optimiser, or not so many layers.
+        UsageError: there is no such optimiser, or not so many layers, or nothing to learn.
     """
     if name not in OPTIMIZERS:
         raise UsageError(f"There is no optimizer {name!r}.", fix=f"one of {', '.join(OPTIMIZERS)}")
     depths = _depths(model)
     layers = max(depths.values())
-    if frozen_layers >= layers:
+    below_head = max((d for key, d in depths.items() if ".layers." in f".{key}"), default=0)
+    if frozen_layers > below_head:
         raise UsageError(
-            f"frozen_layers={frozen_layers}, but the network has {layers - 1} layers.",
-            fix=f"frozen_layers={layers - 1} leaves only the head to learn",
+            f"frozen_layers={frozen_layers}, but the network has {below_head} layers.",
+            fix=f"frozen_layers={below_head} leaves only the head to learn",
         )
     for key, parameter in model.named_parameters():
         if frozen_layers and depths[key] <= frozen_layers:
             parameter.requires_grad_(False)
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise UsageError(
+            f"frozen_layers={frozen_layers} leaves nothing to learn for this task.",
+            fix=f"frozen_layers={max(below_head - 1, 0)}",
+        )
     inside = {key for key, p in trained.items() if p.dim() == 2 and ".layers." in f".{key}"}
     matrices = [p for key, p in trained.items() if name == "muon" and key in inside]
     rest = {key: p for key, p in trained.items() if name != "muon" or key not in inside}
@@ -143,7 +149,9 @@ def _depths(model: nn.Module) -> dict[str, int]:
     for key, _ in model.named_parameters():
         place = f".{key}"  # a bare encoder's has nothing before it
         layer = re.search(r"\.layers\.(\d+)\.", place)
-        depths[key] = 0 if ".embeddings." in place else int(layer[1]) + 1 if layer else -1
+        # What DeBERTa knows of distances comes before its layers.
+        below = re.search(r"\.(embeddings|distance|distance_norm)\.", place)
+        depths[key] = int(layer[1]) + 1 if layer else 0 if below else -1
     top = max(depths.values()) + 1
     return {key: top if depth < 0 else depth for key, depth in depths.items()}
 

@@ -87,6 +87,9 @@ def test_a_difference_is_seen() -> None:
     with torch.no_grad():
         other.network.classifier.bias += 0.5  # type: ignore[union-attr, operator]
     assert _difference(Session(other), whole, checkpoint) == pytest.approx(0.5, abs=1e-4)
+    with torch.no_grad():
+        other.network.classifier.bias.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    assert np.isnan(_difference(Session(other), whole, checkpoint))
 
 
 def test_random_texts_are_texts() -> None:

@@ -187,6 +187,35 @@ def test_what_is_there_is_not_trained_again(
         assert after[name]["score"] == before[name]["score"]
 
 
+def test_all_are_told_by_one_figure(
+    settings: FinetuneSettings,
+    run: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the options would have a run itself judged by another."""
+    monkeypatch.setattr(recipe, "BASELINES", {"majority": BASELINES["majority"]})
+    values = settings.model_dump(exclude_unset=True) | {"epochs": 1, "logit_adjustment": 1.0}
+    found = compare(FinetuneSettings.of(values), [str(tiny_model)], tmp_path / "run")
+    figures = read(found / "tiny" / "metrics.json")
+    assert figures["primary_metric"] != "accuracy"
+    scores = {line["name"]: line["score"] for line in read(found / "metrics.json")["contenders"]}
+    assert scores["tiny"] == figures["accuracy"]
+    before = {line["name"]: line for line in read(run / "metrics.json")["contenders"]}
+    assert scores["majority"]["value"] == before["majority"]["score"]["value"]
+
+
+def test_another_model_of_the_same_name_is_refused(
+    run: Path, settings: FinetuneSettings, tiny_model: Path, tmp_path: Path
+) -> None:
+    moved, other = tmp_path / "run", tmp_path / "elsewhere" / tiny_model.name
+    shutil.copytree(run, moved)
+    shutil.copytree(tiny_model, other)
+    with pytest.raises(UsageError, match="the name of another model"):
+        compare(settings, [str(other)], moved, resume=True)
+
+
 def test_several_seeds(
     settings: FinetuneSettings, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,32 @@ def test_a_student_is_trained_beside_its_directory(
     again = tmp_path / "again"
     assert command(out, "--prune", "ffn=0.25", "--out", again, "--max-drop", "50") == 0
     assert facts_of(again)["compressed"]["run"] == str(run)
+
+
+def test_a_student_of_other_rows_is_not_taken(run: Path, topic_rows: Path, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.csv", tmp_path / "student"
+    shutil.copy(topic_rows, rows)
+    told = of(
+        run, distil=True, layers=1, epochs=1, train=str(rows), data=str(topic_rows), max_drop=100
+    )
+    compress(told, out)
+    lines = rows.read_text("utf-8").splitlines()
+    rows.write_text("\n".join(lines[:-5]) + "\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="other rows"):
+        compress(told, out, overwrite=True)
+
+
+def test_rows_to_judge_by_may_have_other_columns(
+    run: Path, topic_rows: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    lines = topic_rows.read_text("utf-8").splitlines()
+    rows.write_text("\n".join(["review,stars", *lines[1:]]) + "\n", encoding="utf-8")
+    named = {"data": str(rows), "text": ["review"], "label": "stars"}
+    compress(of(run, to="int8", max_drop=100, **named), tmp_path / "int8")
+    assert facts_of(tmp_path / "int8")["compressed"]
+    with pytest.raises(UsageError, match="int8 is not cut"):
+        compress(of(tmp_path / "int8", prune=True, layers=1, **named), tmp_path / "cut")
 
 
 def test_what_has_lost_too_much_is_not_written(

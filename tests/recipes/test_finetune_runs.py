@@ -23,9 +23,11 @@ from safetensors.torch import load_file
 
 from bert.data.batches import step_samples
 from bert.errors import Interrupted, UsageError
+from bert.model.encoder import BERT
 from bert.recipes.finetune import FinetuneSettings, finetune
 from bert.tasks.classification import Classification
 from bert.tasks.task import Answer
+from bert.training.optim import build_optimizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -235,6 +237,10 @@ def test_frozen_layers_do_not_learn(settings: FinetuneSettings, tmp_path: Path) 
     assert any(".layer.1." in name for name in changes)
     with pytest.raises(UsageError, match="2 layers"):
         finetune(settings.model_copy(update={"frozen_layers": 3}), tmp_path / "all")
+    bare = BERT(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
+    bare.pooler = None
+    with pytest.raises(UsageError, match="nothing to learn"):
+        build_optimizer(bare, "adamw", 1e-3, 0.0, frozen_layers=2)
 
 
 def test_lower_layers_learn_slower(settings: FinetuneSettings, tmp_path: Path) -> None:

@@ -122,6 +122,16 @@ def test_the_number_of_processes_changes_nothing(
     assert found[0] == found[1] == found[2]
 
 
+def test_a_file_may_have_a_name_that_is_no_text(tmp_path: Path, tokenizer_folder: str) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    name = os.fsdecode(b"\xff.txt")
+    (folder / name).write_text(document(0, 40) + "\n\n" + document(0, 40) + "\n", "utf-8")
+    out = tmp_path / "shards"
+    prepare(PrepareSettings(corpus=[str(folder)], tokenizer=tokenizer_folder), out)
+    assert report_of(out)["dropped"] == {"duplicates": 1}
+
+
 def test_a_tokenizer_is_learnt_if_none_is_named(tmp_path: Path, corpus: Path) -> None:
     settings = PrepareSettings(corpus=[str(corpus)], vocab_size=100)
     one, two = (prepare(settings, tmp_path / name) for name in ("one", "two"))

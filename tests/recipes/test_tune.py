@@ -15,8 +15,9 @@ from bert.cli import main
 from bert.config import parse_assignments
 from bert.errors import BertError, Interrupted, UsageError
 from bert.recipes import tune as recipe
-from bert.recipes.finetune import FinetuneSettings
+from bert.recipes.finetune import FinetuneSettings, usual_rate
 from bert.recipes.tune import finetune_command, tune
+from bert.tasks.task import load_task
 
 pytest.importorskip("optuna")
 
@@ -73,6 +74,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.setattr(recipe, "finetune", stand_in)
     monkeypatch.setattr(recipe, "_report", lambda *more: None)
     return stand_in
+
+
+@pytest.mark.parametrize("name", ["classification", "embedding", "few_shot"])
+def test_the_usual_is_that_of_the_task(name: str) -> None:
+    kind = load_task(name)
+    usual = recipe._usual(kind, 384, 64)
+    assert usual["learning_rate"] == kind.rate_share * usual_rate(384)
+    assert usual["epochs"] == (kind.epochs or 10)
 
 
 def test_the_first_trial_is_the_usual_run(

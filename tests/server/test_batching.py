@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -14,10 +15,11 @@ import pytest
 pytest.importorskip("fastapi")
 from served import FakePredictor, error_of, post, serving
 
-from bert.errors import UsageError
+from bert.errors import DataError, UsageError
 from bert.server import batching
 from bert.server.app import create_app
 from bert.server.settings import ServerSettings
+from bert.text.windows import Windowed
 
 
 def figure(client: httpx.Client, name: str) -> float:
@@ -219,6 +221,20 @@ def test_a_long_text_is_read_in_windows_cut_or_refused() -> None:
     assert (cut["windows"], cut["truncated"]) == (1, True)
     assert found["error"].status_code == 413
     assert "texts[1] has more than the 128 tokens" in error_of(found["error"])["message"]
+
+
+def test_a_text_that_is_refused_after_the_cut_is_the_one_that_is_named() -> None:
+    class Picky(FakePredictor):
+        def encode(self, texts: Sequence[Any]) -> list[Windowed]:
+            for number, text in enumerate(texts, start=1):
+                if text.startswith("a") and not text.endswith("end"):
+                    raise DataError("The text has no end.", where=f"text {number}")
+            return super().encode(texts)
+
+    with serving(Picky(), on_too_long="truncate") as client:
+        response = post(client, ["a end", "a " + words(300) + " end"])
+    assert response.status_code == 400
+    assert "texts[1]: The text has no end." in error_of(response)["message"]
 
 
 # ---------------------------------------------------------------- failures

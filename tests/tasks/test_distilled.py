@@ -20,7 +20,7 @@ from bert.errors import UsageError
 from bert.predictor import Predictor
 from bert.recipes.compress import CompressSettings, compress
 from bert.recipes.finetune import FinetuneSettings, finetune
-from bert.tasks.task import Task, load_task, task_names
+from bert.tasks.task import Task, batch_tokens, load_task, task_names
 
 CPU = torch.device("cpu")
 TASKS = [name for name in task_names() if load_task(name).primary_metric and name != "few_shot"]
@@ -57,6 +57,32 @@ def test_a_student_like_its_teacher_has_nothing_to_learn_from_it(run: Path) -> N
         own = task.losses(model, batch, CPU)
         for name, value in own.losses.items():
             assert outcome.losses[name].detach() == pytest.approx(float(value.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_vectors_are_those_that_the_student_is_judged_by(mode: str, tmp_path: Path) -> None:
+    kind = load_task("embedding")
+    checkpoint = read_model(
+        write_model(tmp_path / "model", demo_texts(kind.demo_rows), "BertModel"), kind="encoder"
+    )
+    task = kind(checkpoint, kind.Options.of({"pooling": mode}))
+    samples = task.samples(
+        list(
+            task.read(write_rows(tmp_path / "rows.jsonl", kind.demo_rows), [], None, labelled=True)
+        )
+    )
+    batch = task.batch(samples, np.arange(len(samples)), 0, 0)
+    teacher = copy.deepcopy(checkpoint.model).eval()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model = checkpoint.model.eval()
+    with torch.no_grad():
+        outcome = TaskDistillation(task, teacher).losses(model, batch, CPU)
+        tokens = batch_tokens(batch, CPU)
+        mine, theirs = (task.of_windows(each, tokens) for each in (model, teacher))
+    wanted = (1 - F.cosine_similarity(mine, theirs, dim=-1)).sum()
+    assert float(outcome.losses["soft"]) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_a_smaller_student_comes_nearer_to_its_teacher(run: Path) -> None:

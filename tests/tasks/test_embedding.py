@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bert.checkpoint import read_model, write_model
 from bert.cli import main
+from bert.data.rows import Example
 from bert.errors import BertError, DataError, UsageError
 from bert.predictor import Predictor, answers
 from bert.tasks import embedding
@@ -332,3 +333,15 @@ def test_bad_rows_are_named(
     assert error.value.where is not None
     assert error.value.where.endswith(where)
     assert error.value.fix
+
+
+def test_a_mistake_is_the_same_of_vectors_that_were_kept(model: Path) -> None:
+    task, _ = task_of(model)
+    example = Example(("a", "b", "c"), ALIKE, "rows:1")
+    vectors = np.array([[1, 0], [0.6, 0.8], [0.8, 0.6]], np.float32)
+    answer = {"embeddings": vectors, "similarity": 0.6}
+    kept = json.loads(json.dumps({**answer, "embeddings": vectors.tolist()}))
+    found = task.mistake(example, kept)
+    assert found is not None
+    assert found == task.mistake(example, answer)
+    assert found.badness == pytest.approx(0.2)
