@@ -29,12 +29,12 @@ WAYS = ("plain", "rounded", "kept")
 
 
 def measure(way: str, steps: int) -> dict[str, float]:
+    from bert.heap import keep_freed_memory
     from bert.model import packing
     from bert.model.encoder import BERT
     from bert.model.heads import BertForSequenceClassification
     from bert.model.packing import Tokens
     from bert.model.precision import arithmetic, resolve_precision
-    from bert.training.loop import keep_freed_memory
     from bert.training.optim import build_optimizer
 
     if way == "plain":

@@ -17,7 +17,7 @@ ROOT = Path(bert.__file__).parent
 # A module imports lower layers, or its own folder. Every module may raise errors.
 LAYERS = {
     "errors": -1,
-    "log": 0, "config": 0, "cache": 0, "untrusted": 0, "cluster": 0,
+    "log": 0, "config": 0, "cache": 0, "untrusted": 0, "cluster": 0, "heap": 0,
     "text": 1, "metrics": 1, "distributed": 1,
     "data": 2, "model": 2,
     "families": 3, "inference": 3,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from bert import log
 from bert.distributed import ALONE, World, unsynchronised, whole
 from bert.errors import BertError, Interrupted
+from bert.heap import keep_freed_memory
 from bert.model.precision import arithmetic
 from bert.training.interrupt import deferred_signals
 from bert.training.optim import Budget, schedule
@@ -29,9 +28,6 @@ from bert.training.state import TrainingState, keep_batches
 MOST_SKIPPED = 10
 # A loss this many times the mean of the last hundred steps or so is told as a spike.
 SPIKE = 1.5
-
-# glibc's names for what is freed at the top of its memory, and for what has a place of its own.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 B = TypeVar("B")
 
@@ -275,17 +271,6 @@ def train(
                     fix=f"start again with a lower rate: learning_rate={rate / 4:.1e}",
                 )
         upcoming.cancel()
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep large blocks that are freed, for the next step to take again.
-
-    glibc hands them back to the system, which clears every page anew when it is next touched:
-    a twelfth of a fine-tuning step on a CPU (``benchmarks/shapes.py``). Elsewhere nothing is done.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(_MMAP_THRESHOLD, 2**30)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _spike(state: TrainingState, loss: float) -> bool:
