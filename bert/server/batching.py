@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from bert.errors import DataError
-from bert.heap import return_freed_memory
 from bert.server.metrics import Metrics
 from bert.server.refusals import Refusal
 
@@ -32,7 +31,6 @@ Answer = dict[str, Any]
 Rows = Sequence[str | tuple[str, ...]]
 
 PROBE_SECONDS = 5.0  # an idle model is asked for a forward pass this often
-TIDY_SECONDS = 20.0  # between two looks for memory that is held and not used
 READY_SECONDS = 30.0  # a model is ready if one succeeded within these
 
 logger = logging.getLogger(__name__)
@@ -132,7 +130,6 @@ class Worker:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._tidied = -math.inf  # what reading the model has left is the first
         self._thread = threading.Thread(target=self._run, name=f"compute {name}", daemon=True)
 
     # ---- in the thread of the event loop
@@ -240,9 +237,6 @@ class Worker:
                 self._log("a forward pass of the model failed", error)
             finally:
                 self.busy_since = None
-            if time.monotonic() - self._tidied > TIDY_SECONDS:
-                return_freed_memory()
-                self._tidied = time.monotonic()
             self.metrics.ready.labels(self.name).set(self.ready())
 
     def _take(self) -> tuple[list[Piece], list[Job]]:

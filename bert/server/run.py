@@ -11,10 +11,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bert.errors import BertError, Interrupted, UsageError
+from bert.heap import return_freed_memory
 from bert.log import say
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ LAST_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 75
 # How often the threads that compute are looked at.
 WATCH_SECONDS = 1.0
+# And how often memory that is held and not used is given back, which stops them for a moment.
+TIDY_SECONDS = 20.0
 
 logger = logging.getLogger("bert.server")
 
@@ -148,7 +152,11 @@ def _run(app: FastAPI, settings: ServerSettings, listener: socket.socket, ready:
     workers = [model.worker for model in app.state.models.values()]
 
     def watchdog() -> None:
+        tidied = time.monotonic()
         while not watch.wait(WATCH_SECONDS):
+            if time.monotonic() - tidied > TIDY_SECONDS:
+                return_freed_memory()
+                tidied = time.monotonic()
             for worker in workers:
                 if worker.stuck(settings.stuck_seconds):
                     logger.critical("%s: the model computes no more; ending", worker.name)
