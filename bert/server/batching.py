@@ -310,14 +310,15 @@ class Worker:
                 if (done := self._add(piece, [next(rest) for _ in piece.part.windows]))
             ]
             took = max(self.last_success - begin, 1e-6)
-            self._rate = (
-                tokens / took if self._rate == math.inf else max(tokens / took, 0.95 * self._rate)
-            )
+            # A few tokens alone, or the very first, take much longer each than those of a queue.
+            requests = len({id(piece.job) for piece in pieces})
+            full = 2 * tokens >= self.batch_tokens or requests == self.batch_requests
+            if full or self._rate < math.inf:
+                before = self._rate if self._rate < math.inf else 0.0
+                self._rate = max(tokens / took, 0.95 * before)
             self.metrics.batch_seconds.labels(self.name).observe(took)
             self.metrics.batch_tokens.labels(self.name).observe(tokens)
-            self.metrics.batch_requests.labels(self.name).observe(
-                len({id(piece.job) for piece in pieces})
-            )
+            self.metrics.batch_requests.labels(self.name).observe(requests)
             self.metrics.tokens.labels(self.name).inc(tokens)
         self._deliver(finished)
 

@@ -203,6 +203,18 @@ def test_nothing_is_tokenised_before_it_is_small_enough() -> None:
         assert response.status_code == 413
 
 
+def test_a_first_slow_text_tells_nothing_of_the_rate() -> None:
+    class Slow(FakePredictor):
+        def scores(self, encoded: Sequence[Windowed]) -> list[Any]:
+            time.sleep(0.2)
+            return super().scores(encoded)
+
+    with serving(Slow(), queue_timeout_ms=1500) as client, ThreadPoolExecutor(20) as pool:
+        assert post(client, ["w"]).status_code == 200
+        asked = [pool.submit(post, client, ["w"]) for _ in range(20)]
+        assert {each.result().status_code for each in asked} == {200}
+
+
 # ---------------------------------------------------------------- texts that are too long
 
 
