@@ -83,7 +83,7 @@ def compare(
                 (run / "measured").mkdir(exist_ok=True)
         contenders = []
         for name, model in names.items():
-            folder = run / (name if seeds == 1 else f"{name}-{seeds}-seeds")
+            folder = run / (name if seeds == 1 else f"{name}-seeds")
             log.say(f"{name}:")
             _train(settings.model_copy(update={"model": model}), folder, seeds, world.told)
             if world.first:
@@ -121,7 +121,7 @@ def _names(models: Sequence[str]) -> dict[str, str]:
 def _train(
     settings: FinetuneSettings, folder: Path, seeds: int, told: Callable[[Any], Any]
 ) -> None:
-    """Fine-tune one model, unless that is done.
+    """Fine-tune one model, as far as that is not done.
 
     Raises:
         UsageError: it was done of another model with such a name.
@@ -133,7 +133,8 @@ def _train(
                 where=str(folder),
                 fix="give the models folders of different names, or choose another --out",
             )
-        return
+        if seeds == 1 or told(_read(folder / "metrics.json")["seeds"] == seeds):
+            return
     begun = told((folder / CONFIG).is_file())
     if seeds == 1:
         finetune(settings, folder, resume=begun)
@@ -145,7 +146,7 @@ def _of_model(
     run: Path, folder: Path, name: str, kind: type[Task], rows: Rows, seeds: int
 ) -> dict[str, Any]:
     """The line of a fine-tuned model."""
-    kept = run / "measured" / f"{folder.name}.json"
+    kept = run / "measured" / (f"{name}.json" if seeds == 1 else f"{name}-{seeds}-seeds.json")
     if kept.is_file():
         return _read(kept)
     figures = _read(folder / "metrics.json")

@@ -379,7 +379,7 @@ def _fit(
             f"There are {world.size} processes, but a step has only {len(samples) // steps} rows.",
             fix="start fewer processes, or raise batch_size",
         )
-    if world.device.type == "cpu" and not settings.frozen_layers:
+    if not settings.frozen_layers:
         _train_used_words(model, samples)
     optimizer = build_optimizer(
         model,
@@ -465,7 +465,8 @@ def _fit(
 def _train_used_words(model: nn.Module, samples: Sequence[Sample]) -> None:
     """Leave the embeddings of words that no row has as they are, where those are many.
 
-    Memory that is passed over takes a good part of a step on a CPU.
+    Memory that is passed over takes a good part of a step on a CPU. It is so on every device,
+    that the same weights decay and a run can go on where it did not begin.
     """
     embeddings = encoder_of(model).embeddings
     ids = {0}  # with which batches are filled
@@ -474,7 +475,7 @@ def _train_used_words(model: nn.Module, samples: Sequence[Sample]) -> None:
             ids.update(window.input_ids)
     # With more rows their copies would take the memory that gradients and moments spare.
     if type(embeddings.word) is nn.Embedding and 4 * len(ids) < 3 * embeddings.word.num_embeddings:
-        used = torch.tensor(sorted(ids))
+        used = torch.tensor(sorted(ids), device=embeddings.word.weight.device)
         embeddings.word = FewRowsEmbedding(embeddings.word, used)  # type: ignore[assignment]
 
 

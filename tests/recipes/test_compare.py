@@ -226,9 +226,18 @@ def test_several_seeds(
     values = [each["score"]["value"] for each in runs]
     assert lines["textcnn"]["score"] == pytest.approx(mean_interval(values))
     assert len(list((run / "measured").glob("tf-idf-*"))) == 1
-    summary = read(run / "tiny-2-seeds" / "metrics.json")
+    summary = read(run / "tiny-seeds" / "metrics.json")
     assert lines["tiny"]["score"] == summary["mean"].get("accuracy")
     assert "over 2 seeds" in (run / "README.md").read_text(encoding="utf-8")
+    # More seeds later: those that are there stay as they are.
+    weights = run / "tiny-seeds" / "seed-2" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    compare(quick, [str(tiny_model)], run, seeds=3, resume=True)
+    assert weights.stat().st_mtime_ns == before
+    assert read(run / "tiny-seeds" / "metrics.json")["seeds"] == 3
+    tiny = next(x for x in read(run / "metrics.json")["contenders"] if x["name"] == "tiny")
+    assert tiny["runs"] == 3
+    assert tiny["score"] == read(run / "tiny-seeds" / "metrics.json")["mean"]["accuracy"]
 
 
 def test_names_of_models() -> None:
